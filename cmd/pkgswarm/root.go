@@ -1,0 +1,82 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes. They are an interface: scripts branch on them.
+const (
+	exitFailed      = 1   // the work failed
+	exitUsage       = 2   // the command line is wrong
+	exitPartly      = 3   // some of the work was done, the rest was reported
+	exitNoStore     = 10  // no store where one was expected
+	exitInUse       = 11  // the store is in use by another process
+	exitUnreachable = 12  // an upstream or every peer is unreachable
+	exitInterrupted = 130 // stopped by a signal
+)
+
+// An exitError carries the exit code and a hint for an error.
+type exitError struct {
+	code int
+	err  error
+	hint string // what to do next; may be empty
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+// A streams holds what a command reads from and writes to.
+type streams struct {
+	in       io.Reader
+	out, err io.Writer
+}
+
+// run executes the command line args and returns the exit code.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	root := newRoot(&streams{stdin, stdout, stderr})
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	code, hint := exitFailed, ""
+	if e, ok := errors.AsType[*exitError](err); ok {
+		code, hint = e.code, e.hint
+	} else if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		code, err = exitInterrupted, errors.New("interrupted")
+	}
+	fmt.Fprintf(stderr, "pkgswarm: %v\n", err)
+	if hint != "" {
+		fmt.Fprintf(stderr, "hint: %s\n", hint)
+	}
+	return code
+}
+
+func newRoot(s *streams) *cobra.Command {
+	root := &cobra.Command{
+		Use:           "pkgswarm",
+		Short:         "A peer-to-peer mirror of crates.io and of the Go module ecosystem",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.SetIn(s.in)
+	root.SetOut(s.out)
+	root.SetErr(s.err)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return &exitError{exitUsage, err, "see pkgswarm " + cmd.Name() + " --help"}
+	})
+	for _, add := range commands {
+		root.AddCommand(add(s))
+	}
+	return root
+}
+
+// commands makes the subcommands, each in a file of its own.
+var commands = []func(*streams) *cobra.Command{
+	newVersionCommand,
+}
