@@ -2,6 +2,8 @@ module github.com/pkgswarm/pkgswarm
 
 go 1.26.0
 
+ignore ./integration/js
+
 require (
 	filippo.io/age v1.3.2
 	filippo.io/edwards25519 v1.2.0
