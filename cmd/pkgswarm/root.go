@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"slices"
 
+	"github.com/pkgswarm/pkgswarm/internal/config"
 	"github.com/spf13/cobra"
 )
 
@@ -70,13 +73,53 @@ func newRoot(s *streams) *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &exitError{exitUsage, err, "see pkgswarm " + cmd.Name() + " --help"}
 	})
+	root.PersistentFlags().String("config", "", "configuration `FILE` (default: pkgswarm/config.toml in the user's configuration directory)")
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		f, err := readConfig(cmd)
+		if err != nil {
+			return err
+		}
+		if _, err := config.Apply(cmd.Flags(), os.Getenv, f); err != nil {
+			return &exitError{exitUsage, err, "see pkgswarm config show"}
+		}
+		return nil
+	}
 	for _, add := range commands {
 		root.AddCommand(add(s))
 	}
 	return root
 }
 
+// readConfig reads the configuration file that cmd is to use.
+func readConfig(cmd *cobra.Command) (config.File, error) {
+	path, _ := cmd.Flags().GetString("config")
+	must := path != "" || os.Getenv("PKGSWARM_CONFIG") != ""
+	if path == "" {
+		var err error
+		if path, err = config.DefaultPath(os.Getenv); err != nil {
+			return config.File{}, nil // no home: no file
+		}
+	}
+	f, err := config.Read(path, must)
+	if err == nil {
+		err = f.Unknown(func(name string) bool { return isSetting(cmd.Root(), name) })
+	}
+	if err != nil {
+		return f, &exitError{exitUsage, err, "correct the file, or name another one with --config"}
+	}
+	return f, nil
+}
+
+// isSetting reports whether cmd or a command below it has a flag of that name.
+func isSetting(cmd *cobra.Command, name string) bool {
+	if cmd.LocalFlags().Lookup(name) != nil {
+		return true
+	}
+	return slices.ContainsFunc(cmd.Commands(), func(c *cobra.Command) bool { return isSetting(c, name) })
+}
+
 // commands makes the subcommands, each in a file of its own.
 var commands = []func(*streams) *cobra.Command{
+	newConfigCommand,
 	newVersionCommand,
 }

@@ -1,0 +1,66 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"text/tabwriter"
+
+	"github.com/pkgswarm/pkgswarm/internal/config"
+	"github.com/spf13/cobra"
+)
+
+func newConfigCommand(s *streams) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "config",
+		Short: "Look at the configuration",
+		Args:  cobra.NoArgs,
+	}
+	asJSON := false
+	show := &cobra.Command{
+		Use:   "show [COMMAND]",
+		Short: "Print each setting of a command (serve, unless given) and where its value comes from",
+		Example: `  pkgswarm config show
+  PKGSWARM_LISTEN=:8080 pkgswarm config show --json`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name := "serve"
+			if len(args) == 1 {
+				name = args[0]
+			}
+			target, _, err := cmd.Root().Find([]string{name})
+			if err != nil || target == cmd.Root() {
+				return &exitError{exitUsage, fmt.Errorf("no command %q", name), "see pkgswarm help"}
+			}
+			f, err := readConfig(cmd)
+			if err != nil {
+				return err
+			}
+			values, err := config.Apply(target.LocalFlags(), os.Getenv, f)
+			if err != nil {
+				return &exitError{exitUsage, err, "correct the value that the message names"}
+			}
+			return printConfig(s, values, asJSON)
+		},
+	}
+	show.Flags().BoolVar(&asJSON, "json", false, "print one JSON object a line")
+	cmd.AddCommand(show)
+	return cmd
+}
+
+func printConfig(s *streams, values []config.Value, asJSON bool) error {
+	if asJSON {
+		enc := json.NewEncoder(s.out)
+		for _, v := range values {
+			if err := enc.Encode(v); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	w := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
+	for _, v := range values {
+		fmt.Fprintf(w, "%s\t%s\t%s\n", v.Name, v.Value, v.Source)
+	}
+	return w.Flush()
+}
