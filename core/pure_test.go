@@ -349,7 +349,9 @@ func TestSmallOrderSigner(t *testing.T) {
 }
 
 func FuzzDecodeManifest(f *testing.F) {
-	var v struct{ Manifests []struct{ Encoded vectors.Hex } }
+	var v struct {
+		Manifests []struct{ Encoded vectors.Hex }
+	}
 	vectors.Load(f, "manifests.json", &v)
 	for _, c := range v.Manifests {
 		f.Add([]byte(c.Encoded))
@@ -363,7 +365,9 @@ func FuzzDecodeManifest(f *testing.F) {
 }
 
 func FuzzSignature(f *testing.F) {
-	var v struct{ Multi []struct{ Signature vectors.Hex } }
+	var v struct {
+		Multi []struct{ Signature vectors.Hex }
+	}
 	vectors.Load(f, "manifests.json", &v)
 	for _, c := range v.Multi {
 		f.Add([]byte(c.Signature), true)

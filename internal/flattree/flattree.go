@@ -2,9 +2,9 @@
 // are numbered by an in-order walk, so that leaf i is node 2i and no node ever
 // changes its number while the tree grows.
 //
-//	       3
-//	   1       5
-//	 0   2   4   6   8
+//	      3
+//	  1       5
+//	0   2   4   6   8
 //
 // A node has a depth (0 for leaves) and an offset (its place among the nodes of
 // that depth); its index is (2·offset + 1)·2^depth − 1. Indexes must be below
