@@ -121,5 +121,6 @@ func isSetting(cmd *cobra.Command, name string) bool {
 // commands makes the subcommands, each in a file of its own.
 var commands = []func(*streams) *cobra.Command{
 	newConfigCommand,
+	newSetupCommand,
 	newVersionCommand,
 }
