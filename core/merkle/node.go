@@ -66,24 +66,19 @@ func Leaf(block uint64, data []byte) Node {
 	return Node{Index: 2 * block, Size: uint64(len(data)), Hash: LeafHash(data)}
 }
 
-// Parent returns the node above the siblings l and r, l being the left one:
-// its hash is H(01 || LE64(size) || l.Hash || r.Hash).
-func Parent(l, r Node) Node {
+// Parent returns the node above the siblings a and b, in either order: its hash
+// is H(01 || LE64(size) || left hash || right hash).
+func Parent(a, b Node) Node {
+	if a.Index > b.Index {
+		a, b = b, a
+	}
 	var buf [73]byte
 	buf[0] = 1
-	size := l.Size + r.Size
+	size := a.Size + b.Size
 	binary.LittleEndian.PutUint64(buf[1:], size)
-	copy(buf[9:], l.Hash[:])
-	copy(buf[41:], r.Hash[:])
-	return Node{Index: flattree.Parent(l.Index), Size: size, Hash: blake2b.Sum256(buf[:])}
-}
-
-// above returns the parent of n and its sibling s, whichever is left.
-func above(n, s Node) Node {
-	if n.Index < s.Index {
-		return Parent(n, s)
-	}
-	return Parent(s, n)
+	copy(buf[9:], a.Hash[:])
+	copy(buf[41:], b.Hash[:])
+	return Node{Index: flattree.Parent(a.Index), Size: size, Hash: blake2b.Sum256(buf[:])}
 }
 
 // TreeHash returns H(02 || hash || LE64(index) || LE64(size), for each root).

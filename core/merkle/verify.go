@@ -2,6 +2,7 @@ package merkle
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/pkgswarm/pkgswarm/internal/compact"
 	"github.com/pkgswarm/pkgswarm/internal/flattree"
@@ -52,7 +53,7 @@ func (b *Batch) climb(n Node, q nodeQueue) (Node, error) {
 		if s.Size > compact.MaxUint-n.Size {
 			return Node{}, fmt.Errorf("%w: node %d makes the tree too large", ErrMalformed, s.Index)
 		}
-		n = above(n, s)
+		n = Parent(n, s)
 		b.Nodes = append(b.Nodes, s, n)
 	}
 	return n, nil
@@ -120,7 +121,7 @@ func (b *Batch) grow(length uint64, next func(index uint64) (Node, error)) error
 	}
 
 	var array [flattree.MaxRoots]uint64
-	own := append(make([]Node, 0, flattree.MaxRoots), b.Tree.Roots...)
+	own := slices.Clone(b.Tree.Roots)
 	joined := len(own) == 0 // whether own roots that end within a new root have been joined to it
 	for _, root := range flattree.AppendRoots(array[:0], length) {
 		if len(own) > 0 && own[0].Index == root {
@@ -202,8 +203,11 @@ func (b *Batch) upgrade(p *UpgradeProof, prologue *Prologue, climbed *Node) (use
 // Errors match [ErrMalformed], [ErrDetached], [ErrChecksum] or [ErrPrologue];
 // others come from r.
 func Verify(t Tree, prologue *Prologue, r NodeReader, p *Proof) (*Batch, error) {
-	b := NewBatch(t)
+	b := &Batch{Tree: t, Ancestors: t.Length, base: t, Nodes: make([]Node, 0, p.countNodes())}
 	b.Tree.Fork = p.Fork
+	if p.Upgrade != nil {
+		b.Tree = clone(b.Tree)
+	}
 	climbed, claimed, err := b.climbParts(p)
 	if err != nil {
 		return nil, err
@@ -223,6 +227,24 @@ func Verify(t Tree, prologue *Prologue, r NodeReader, p *Proof) (*Batch, error) 
 		}
 	}
 	return b, nil
+}
+
+// countNodes returns about the number of nodes that verifying p makes known.
+func (p *Proof) countNodes() int {
+	n := 1
+	if p.Block != nil {
+		n += 2 * len(p.Block.Nodes)
+	}
+	if p.Hash != nil {
+		n += 2 * len(p.Hash.Nodes)
+	}
+	if p.Seek != nil {
+		n += 2 * len(p.Seek.Nodes)
+	}
+	if p.Upgrade != nil {
+		n += 2 * (len(p.Upgrade.Nodes) + len(p.Upgrade.Additional))
+	}
+	return n
 }
 
 // attached checks n against the node that is known by its index. A hash that
