@@ -1,0 +1,652 @@
+package artifact
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/zeebo/blake3"
+)
+
+const (
+	formatFile = "format"
+	formatLine = "pkgswarm artifacts 1\n"
+	formatByte = 1
+	tmpDir     = "tmp"
+	privateDir = "private"
+
+	recheck       = 6 * time.Hour // a file in use is read and checked again after this long
+	checkedFiles  = 1 << 16       // files whose check is remembered
+	stripes       = 64            // locks that serialize work on one file
+	defaultFree   = 256 << 20     // bytes of disk left alone
+	memTableBytes = 1 << 20
+	blockCache    = 4 << 20
+)
+
+var (
+	// ErrNotFound says that the store does not have a file. It matches fs.ErrNotExist.
+	ErrNotFound = fmt.Errorf("not in the artifact store: %w", fs.ErrNotExist)
+	// ErrNoSpace says that a file cannot be stored because of the disk cap, the
+	// minimum of free space, or a full disk. It may be served without storing it.
+	ErrNoSpace = errors.New("no space for artifacts")
+	// ErrNewer says that the store was written by a later version of the program.
+	ErrNewer = errors.New("artifact store has a newer format than this program knows")
+)
+
+// A WithdrawnError says that a file is not to be served or shared.
+type WithdrawnError struct {
+	Sum    Sum
+	Reason string
+}
+
+func (e *WithdrawnError) Error() string { return fmt.Sprintf("%v was withdrawn: %s", e.Sum, e.Reason) }
+
+// Cores makes stored files available to peers as static cores. Its methods may
+// be called concurrently.
+type Cores interface {
+	// Add makes the file at path, which is complete, verified and of that size, a
+	// static core and returns its key. r reads the same file. Adding a file
+	// again, from the same or another path, is no error.
+	Add(path string, r io.ReaderAt, size int64) (Key, error)
+	// Remove forgets the core of that key. The file at its path goes away next.
+	Remove(k Key) error
+}
+
+// Options configures a store. The zero value is a store without cap or peers.
+type Options struct {
+	// Cores is told of every file that peers may have. Nil: none is shared.
+	Cores Cores
+	// Cap bounds the size of all files, in bytes. 0 means no bound.
+	Cap int64
+	// MinFree is the free space of the disk that the store leaves alone, in
+	// bytes. 0 means 256 MiB, negative none.
+	MinFree int64
+	// Logger gets damage and evictions. Nil discards them.
+	Logger *slog.Logger
+
+	step func(name string) error // called between the steps of a change; for tests
+}
+
+// A Store holds verified files. See the package comment.
+type Store struct {
+	opts Options
+	log  *slog.Logger
+	dir  string
+	root *os.Root
+	db   *pebble.DB
+
+	rebuild bool // the database was made anew: Run has to find the files
+
+	// stripes serialize check, placement and removal of one file. Taken before
+	// totalsMu and mu.
+	stripes [stripes]sync.Mutex
+
+	totalsMu sync.Mutex // guards totals, and batches that change it
+	totals   totals
+
+	mu       sync.Mutex
+	held     map[Sum]int       // files handed out and not closed
+	touched  map[Sum]time.Time // last requests not yet in the database
+	reserved int64             // bytes that open writers may still write
+	damaged  uint64            // files found damaged, since Open
+	evicted  uint64            // files evicted, since Open
+
+	checked *lru.Cache[Sum, fingerprint]
+}
+
+type totals struct {
+	files, bytes int64
+}
+
+// Open opens the store with files in artifactDir and the database in dbDir,
+// creating both as needed. It removes what a crash left half done.
+func Open(artifactDir, dbDir string, o Options) (*Store, error) {
+	s := &Store{
+		opts:    o,
+		log:     o.Logger,
+		dir:     artifactDir,
+		held:    make(map[Sum]int),
+		touched: make(map[Sum]time.Time),
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.opts.MinFree == 0 {
+		s.opts.MinFree = defaultFree
+	}
+	if s.opts.step == nil {
+		s.opts.step = func(string) error { return nil }
+	}
+	s.checked, _ = lru.New[Sum, fingerprint](checkedFiles) // fails for sizes below 1 only
+	if err := s.openFiles(); err != nil {
+		return nil, fmt.Errorf("open artifact store %s: %w", artifactDir, err)
+	}
+	if err := s.openDB(dbDir); err != nil {
+		s.root.Close()
+		return nil, fmt.Errorf("open artifact store %s: %w", artifactDir, err)
+	}
+	if err := s.recover(); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("open artifact store %s: %w", artifactDir, err)
+	}
+	return s, nil
+}
+
+// openFiles makes the directories and checks the format of what is there.
+func (s *Store) openFiles() error {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(s.dir)
+	if err != nil {
+		return err
+	}
+	s.root = root
+	for _, d := range []string{tmpDir, privateDir} {
+		if err := root.MkdirAll(d, 0o700); err != nil {
+			return err
+		}
+	}
+	b, err := root.ReadFile(formatFile)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return root.WriteFile(formatFile, []byte(formatLine), 0o600)
+	case err != nil:
+		return err
+	case string(b) != formatLine && strings.HasPrefix(string(b), "pkgswarm artifacts "):
+		return fmt.Errorf("%w: %.40q", ErrNewer, b)
+	case string(b) != formatLine:
+		// A torn write of the first start, or damage: the names of the files
+		// prove their contents, so nothing hangs on this line.
+		return root.WriteFile(formatFile, []byte(formatLine), 0o600)
+	}
+	return nil
+}
+
+// openDB opens the database. One that cannot be read is set aside (REL-5).
+func (s *Store) openDB(dir string) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+		return err
+	}
+	_, statErr := os.Stat(dir)
+	db, err := openPebble(dir)
+	if err == nil {
+		err = s.checkFormat(db)
+		if err != nil {
+			db.Close()
+		}
+	}
+	switch {
+	case err == nil:
+		s.db = db
+		s.rebuild = statErr != nil
+		return nil
+	case errors.Is(err, ErrNewer), isLocked(err):
+		return err
+	}
+	aside := fmt.Sprintf("%s.damaged-%d", dir, time.Now().UnixNano())
+	s.log.Error("artifact database is damaged, making a new one from the files", "err", err, "aside", aside)
+	if err := os.Rename(dir, aside); err != nil {
+		return err
+	}
+	if db, err = openPebble(dir); err != nil {
+		return err
+	}
+	s.db, s.rebuild = db, true
+	return s.checkFormat(db)
+}
+
+func openPebble(dir string) (*pebble.DB, error) {
+	cache := pebble.NewCache(blockCache)
+	defer cache.Unref()
+	return pebble.Open(dir, &pebble.Options{
+		Cache:                 cache,
+		MemTableSize:          memTableBytes,
+		MaxOpenFiles:          64,
+		FormatMajorVersion:    pebble.FormatNewest,
+		Logger:                quietLogger{},
+		WALBytesPerSync:       0,
+		L0CompactionThreshold: 4,
+	})
+}
+
+// A quietLogger drops Pebble's own messages; its errors come back from calls.
+type quietLogger struct{}
+
+func (quietLogger) Infof(string, ...any)  {}
+func (quietLogger) Errorf(string, ...any) {}
+func (quietLogger) Fatalf(format string, args ...any) {
+	panic("artifact database: " + fmt.Sprintf(format, args...))
+}
+
+func (s *Store) checkFormat(db *pebble.DB) error {
+	v, err := get(db, []byte{'v'})
+	switch {
+	case errors.Is(err, pebble.ErrNotFound):
+		return db.Set([]byte{'v'}, []byte{formatByte}, pebble.Sync)
+	case err != nil:
+		return err
+	case len(v) != 1 || v[0] != formatByte:
+		return fmt.Errorf("%w: database version %x", ErrNewer, v)
+	}
+	return nil
+}
+
+// get returns a copy of the value of key.
+func get(r pebble.Reader, key []byte) ([]byte, error) {
+	v, closer, err := r.Get(key)
+	if err != nil {
+		return nil, err
+	}
+	defer closer.Close()
+	return append([]byte(nil), v...), nil
+}
+
+// recover brings files and database back in step after a crash (REL-2, REL-3).
+func (s *Store) recover() error {
+	if b, err := get(s.db, []byte{'t'}); err == nil && len(b) == 16 {
+		s.totals = totals{int64(binary.BigEndian.Uint64(b)), int64(binary.BigEndian.Uint64(b[8:]))}
+	}
+	if err := s.emptyTmp(); err != nil {
+		return err
+	}
+	var halfDone []Sum
+	if err := s.scan('i', func(key, _ []byte) { halfDone = append(halfDone, Sum(key[1:])) }); err != nil {
+		return err
+	}
+	for _, sum := range halfDone {
+		rec, err := s.record(sum)
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
+		for _, private := range []bool{false, true} {
+			if rec == nil || rec.Private != private {
+				s.root.Remove(filePath(sum, private)) // nobody was told that it is here
+			}
+		}
+		if err := s.db.Delete(dbKey('i', sum), pebble.Sync); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) emptyTmp() error {
+	d, err := s.root.Open(tmpDir)
+	if err != nil {
+		return err
+	}
+	names, err := d.Readdirnames(-1)
+	d.Close()
+	for _, n := range names {
+		s.root.RemoveAll(path.Join(tmpDir, n))
+	}
+	return err
+}
+
+// scan calls f with each key of a kind and its value, which f must not keep.
+func (s *Store) scan(kind byte, f func(key, value []byte)) error {
+	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: []byte{kind}, UpperBound: []byte{kind + 1}})
+	if err != nil {
+		return err
+	}
+	for it.First(); it.Valid(); it.Next() {
+		f(it.Key(), it.Value())
+	}
+	return errors.Join(it.Error(), it.Close())
+}
+
+// Close writes back what is pending. Files handed out stay readable.
+func (s *Store) Close() error {
+	err := s.flushTouched()
+	return errors.Join(err, s.db.Close(), s.root.Close())
+}
+
+// record reads the record of a file. The error matches ErrNotFound if there is none.
+func (s *Store) record(sum Sum) (*record, error) {
+	b, err := get(s.db, dbKey('a', sum))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, ErrNotFound
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the record of %v: %w", sum, err)
+	}
+	return parseRecord(sum, b)
+}
+
+// resolve returns the record that d leads to, whatever the file's state.
+func (s *Store) resolve(d Digest) (*record, error) {
+	if d.Alg == SHA256 {
+		return s.record(d.Sum)
+	}
+	return s.resolveBy('h', d.Sum)
+}
+
+func (s *Store) resolveBy(kind byte, id [32]byte) (*record, error) {
+	b, err := get(s.db, dbKey(kind, id))
+	if errors.Is(err, pebble.ErrNotFound) || err == nil && len(b) != 32 {
+		return nil, ErrNotFound
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up artifact %x: %w", id[:8], err)
+	}
+	return s.record(Sum(b))
+}
+
+// Stat describes the file of that digest. The error matches ErrNotFound if the
+// store does not have it and is a [WithdrawnError] if it may not be served.
+func (s *Store) Stat(d Digest) (Info, error) {
+	rec, err := s.resolve(d)
+	if err != nil {
+		return Info{}, err
+	}
+	if err := s.withdrawn(rec.SHA256); err != nil {
+		return Info{}, err
+	}
+	return rec.Info, nil
+}
+
+// StatKey is Stat by the key of the static core.
+func (s *Store) StatKey(k Key) (Info, error) {
+	rec, err := s.resolveBy('k', k)
+	if err != nil {
+		return Info{}, err
+	}
+	return rec.Info, s.withdrawn(rec.SHA256)
+}
+
+// A File is an open, checked file of the store. While it is open the file is
+// not evicted. It is an *os.File in all but Close, so that net/http sends it
+// with sendfile.
+type File struct {
+	*os.File
+	Info  Info
+	store *Store
+	once  sync.Once
+}
+
+// Close releases the file.
+func (f *File) Close() error {
+	f.once.Do(func() { f.store.release(f.Info.SHA256) })
+	return f.File.Close()
+}
+
+func (s *Store) hold(sum Sum) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held[sum]++
+}
+
+func (s *Store) release(sum Sum) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.held[sum]--; s.held[sum] == 0 {
+		delete(s.held, sum)
+	}
+}
+
+func (s *Store) isHeld(sum Sum) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.held[sum] > 0
+}
+
+// Open opens the file of that digest and counts as a request for it. Its errors
+// are those of Stat. A damaged file is removed and is ErrNotFound.
+func (s *Store) Open(d Digest) (*File, error) {
+	rec, err := s.resolve(d)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.withdrawn(rec.SHA256); err != nil {
+		return nil, err
+	}
+	f, err := s.openChecked(rec)
+	if err != nil {
+		return nil, err
+	}
+	s.touch(rec.SHA256)
+	return f, nil
+}
+
+// CheckShared returns the file with that static core if peers may have it: it is
+// here, not private, not withdrawn, and its bytes have been checked. The error
+// matches ErrNotFound in every other case, whatever the reason (SEC-25).
+func (s *Store) CheckShared(d Digest) (Info, error) {
+	rec, err := s.resolve(d)
+	if err != nil {
+		return Info{}, ErrNotFound
+	}
+	return s.checkShared(rec)
+}
+
+// CheckSharedKey is CheckShared by the key of the static core.
+func (s *Store) CheckSharedKey(k Key) (Info, error) {
+	rec, err := s.resolveBy('k', k)
+	if err != nil {
+		return Info{}, ErrNotFound
+	}
+	return s.checkShared(rec)
+}
+
+func (s *Store) checkShared(rec *record) (Info, error) {
+	if rec.Private || rec.Key == (Key{}) || s.withdrawn(rec.SHA256) != nil {
+		return Info{}, ErrNotFound
+	}
+	f, err := s.openChecked(rec)
+	if err != nil {
+		return Info{}, ErrNotFound
+	}
+	f.Close()
+	return rec.Info, nil
+}
+
+// A fingerprint tells whether a file may have changed since it was checked.
+type fingerprint struct {
+	info os.FileInfo
+	at   time.Time // of the check
+}
+
+func (fp fingerprint) covers(fi os.FileInfo) bool {
+	return fp.info != nil && os.SameFile(fp.info, fi) && fp.info.Size() == fi.Size() &&
+		fp.info.ModTime().Equal(fi.ModTime()) && changeTime(fp.info) == changeTime(fi) &&
+		time.Since(fp.at) < recheck
+}
+
+// openChecked opens the file of rec and makes sure that its bytes are right.
+func (s *Store) openChecked(rec *record) (*File, error) {
+	s.hold(rec.SHA256)
+	f, err := s.openRegular(rec.path())
+	if err == nil {
+		err = s.check(rec, f)
+		if err != nil {
+			f.Close()
+		}
+	}
+	if err != nil {
+		s.release(rec.SHA256)
+		if isDamage(err) {
+			s.dropDamaged(rec, err)
+			return nil, ErrNotFound
+		}
+		return nil, fmt.Errorf("open artifact %v: %w", rec.SHA256, err)
+	}
+	return &File{File: f, Info: rec.Info, store: s}, nil
+}
+
+// A damageError says what is wrong with a stored file.
+type damageError string
+
+func (e damageError) Error() string { return string(e) }
+
+func isDamage(err error) bool {
+	_, ok := errors.AsType[damageError](err)
+	return ok
+}
+
+// openRegular opens a file that is no link, directory or device (SEC-42).
+func (s *Store) openRegular(name string) (*os.File, error) {
+	li, err := s.root.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, damageError("file is missing")
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !li.Mode().IsRegular() {
+		return nil, damageError("not a regular file")
+	}
+	f, err := s.root.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	if fi, err := f.Stat(); err != nil || !os.SameFile(li, fi) {
+		f.Close()
+		return nil, damageError("file was replaced while it was opened")
+	}
+	return f, nil
+}
+
+// check compares f with rec unless it did so lately and f has not changed since.
+func (s *Store) check(rec *record, f *os.File) error {
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if fp, ok := s.checked.Get(rec.SHA256); ok && fp.covers(fi) {
+		return nil
+	}
+	lock := s.stripe(rec.SHA256)
+	lock.Lock()
+	defer lock.Unlock()
+	if fp, ok := s.checked.Get(rec.SHA256); ok && fp.covers(fi) {
+		return nil // checked by another meanwhile
+	}
+	return s.checkNow(rec, f, fi)
+}
+
+func (s *Store) checkNow(rec *record, f *os.File, fi os.FileInfo) error {
+	if fi.Size() != rec.Size {
+		return damageError(fmt.Sprintf("file has %d bytes, want %d", fi.Size(), rec.Size))
+	}
+	sum, err := blake3Of(f, rec.Size)
+	if err != nil {
+		return err
+	}
+	if sum != rec.blake3 {
+		return damageError("content does not match its BLAKE3 hash")
+	}
+	s.checked.Add(rec.SHA256, fingerprint{fi, time.Now()})
+	return nil
+}
+
+func blake3Of(r io.ReaderAt, size int64) (sum [32]byte, err error) {
+	h := blake3.New()
+	buf := make([]byte, min(size, 256<<10))
+	if _, err := io.CopyBuffer(onlyWriter{h}, onlyReader{io.NewSectionReader(r, 0, size)}, buf); err != nil {
+		return sum, err
+	}
+	h.Sum(sum[:0])
+	return sum, nil
+}
+
+type onlyReader struct{ io.Reader } // hides WriteTo, which would not use the buffer
+type onlyWriter struct{ io.Writer }
+
+func (s *Store) stripe(sum Sum) *sync.Mutex { return &s.stripes[sum[0]%stripes] }
+
+func (s *Store) dropDamaged(rec *record, cause error) {
+	lock := s.stripe(rec.SHA256)
+	lock.Lock()
+	defer lock.Unlock()
+	now, err := s.record(rec.SHA256)
+	if err != nil || now.path() != rec.path() {
+		return // already dropped, or moved while we looked
+	}
+	s.log.Warn("damaged artifact removed", "sha256", rec.SHA256.String()[:16], "bytes", rec.Size, "err", cause)
+	s.mu.Lock()
+	s.damaged++
+	s.mu.Unlock()
+	if err := s.removeLocked(now); err != nil {
+		s.log.Error("remove damaged artifact", "sha256", rec.SHA256.String()[:16], "err", err)
+	}
+}
+
+// touch notes a request for a file. The database learns of it in bulk.
+func (s *Store) touch(sum Sum) {
+	s.mu.Lock()
+	s.touched[sum] = time.Now()
+	full := len(s.touched) >= 4096
+	s.mu.Unlock()
+	if full {
+		s.flushTouched()
+	}
+}
+
+// flushTouched writes the times of last requests to the database.
+func (s *Store) flushTouched() error {
+	s.mu.Lock()
+	touched := s.touched
+	s.touched = make(map[Sum]time.Time)
+	s.mu.Unlock()
+	for sum, t := range touched {
+		if err := s.flushOne(sum, t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) flushOne(sum Sum, t time.Time) error {
+	lock := s.stripe(sum)
+	lock.Lock()
+	defer lock.Unlock()
+	rec, err := s.record(sum)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	b := s.db.NewBatch()
+	defer b.Close()
+	b.Delete(lruKey(rec.LastRequest, sum), nil)
+	rec.LastRequest = t
+	b.Set(lruKey(t, sum), nil, nil)
+	b.Set(dbKey('a', sum), rec.append(nil), nil)
+	return b.Commit(pebble.NoSync) // losing it costs a little precision only
+}
+
+// Stats are figures of the store.
+type Stats struct {
+	Files, Bytes int64  // stored
+	Cap          int64  // in bytes; 0 if there is none
+	Free         int64  // bytes free on the disk, -1 if unknown
+	Damaged      uint64 // files found damaged since Open
+	Evicted      uint64 // files evicted since Open
+}
+
+// Stats returns the store's figures.
+func (s *Store) Stats() Stats {
+	s.totalsMu.Lock()
+	t := s.totals
+	s.totalsMu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	free, err := freeSpace(s.dir)
+	if err != nil {
+		free = -1
+	}
+	return Stats{t.files, t.bytes, s.opts.Cap, free, s.damaged, s.evicted}
+}

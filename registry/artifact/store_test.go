@@ -1,0 +1,624 @@
+package artifact
+
+import (
+	"archive/zip"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/mod/sumdb/dirhash"
+)
+
+// fakeCores remembers which keys are shared; the key is the SHA-256 backwards.
+type fakeCores struct {
+	mu   sync.Mutex
+	keys map[Key]string
+}
+
+func (c *fakeCores) Add(path string, r io.ReaderAt, size int64) (Key, error) {
+	b := make([]byte, size)
+	if _, err := r.ReadAt(b, 0); err != nil && err != io.EOF {
+		return Key{}, err
+	}
+	k := Key(sha256.Sum256(append([]byte("core"), b...)))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.keys == nil {
+		c.keys = make(map[Key]string)
+	}
+	c.keys[k] = path
+	return k, nil
+}
+
+func (c *fakeCores) Remove(k Key) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.keys, k)
+	return nil
+}
+
+func open(t testing.TB, dir string, o Options) *Store {
+	t.Helper()
+	if o.MinFree == 0 {
+		o.MinFree = -1
+	}
+	s, err := Open(filepath.Join(dir, "artifacts"), filepath.Join(dir, "store", "artifacts"), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func openTemp(t testing.TB, o Options) *Store {
+	s := open(t, t.TempDir(), o)
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func digestOf(b []byte) Digest { return Digest{SHA256, sha256.Sum256(b)} }
+
+func put(s *Store, b []byte, want Digest, private bool) (Info, error) {
+	w, err := s.Create(int64(len(b)))
+	if err != nil {
+		return Info{}, err
+	}
+	defer w.Abort()
+	if _, err := w.Write(b); err != nil {
+		return Info{}, err
+	}
+	return w.Commit(want, private)
+}
+
+func mustPut(t testing.TB, s *Store, b []byte) Info {
+	t.Helper()
+	info, err := put(s, b, digestOf(b), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info
+}
+
+func content(s *Store, d Digest) ([]byte, error) {
+	f, err := s.Open(d)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(f)
+}
+
+func wantContent(t testing.TB, s *Store, b []byte) {
+	t.Helper()
+	got, err := content(s, digestOf(b))
+	if err != nil || !bytes.Equal(got, b) {
+		t.Errorf("content of %v = %d bytes, %v; want the %d bytes stored", digestOf(b), len(got), err, len(b))
+	}
+}
+
+func wantMissing(t testing.TB, s *Store, d Digest) {
+	t.Helper()
+	if _, err := content(s, d); !errors.Is(err, ErrNotFound) || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("open %v: %v, want ErrNotFound", d, err)
+	}
+}
+
+func moduleZip(t testing.TB, method uint16) []byte {
+	var buf bytes.Buffer
+	z := zip.NewWriter(&buf)
+	for _, name := range []string{"example.com/m@v1.0.0/go.mod", "example.com/m@v1.0.0/m.go"} {
+		w, err := z.CreateHeader(&zip.FileHeader{Name: name, Method: method})
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(w, "// %s\n", name)
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
+func TestStoreAndReopen(t *testing.T) {
+	dir, cores := t.TempDir(), &fakeCores{}
+	s := open(t, dir, Options{Cores: cores})
+	a, b := bytes.Repeat([]byte("a"), 100_000), []byte("b")
+	info := mustPut(t, s, a)
+	mustPut(t, s, b)
+	if info.Size != int64(len(a)) || cores.keys[info.Key] == "" {
+		t.Errorf("info = %+v, shared %v", info, cores.keys)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, dir, Options{Cores: cores})
+	defer s.Close()
+	wantContent(t, s, a)
+	wantContent(t, s, b)
+	if got, err := s.StatKey(info.Key); err != nil || got.SHA256 != info.SHA256 {
+		t.Errorf("StatKey = %v, %v", got, err)
+	}
+	if st := s.Stats(); st.Files != 2 || st.Bytes != 100_001 {
+		t.Errorf("stats = %+v, want 2 files of 100001 bytes", st)
+	}
+}
+
+func TestCommitRefusesWrongBytes(t *testing.T) { // SEC-2
+	s := openTemp(t, Options{})
+	w, err := s.Create(-1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Write([]byte("wrong"))
+	_, err = w.Commit(digestOf([]byte("right")), false)
+	if _, ok := errors.AsType[*MismatchError](err); !ok {
+		t.Errorf("Commit = %v, want a MismatchError", err)
+	}
+	wantMissing(t, s, digestOf([]byte("right")))
+	wantMissing(t, s, digestOf([]byte("wrong")))
+	if names, _ := os.ReadDir(filepath.Join(s.dir, tmpDir)); len(names) != 0 {
+		t.Errorf("%d temporary files left", len(names))
+	}
+}
+
+func TestH1KeepsFirstZip(t *testing.T) {
+	s := openTemp(t, Options{})
+	stored, deflated := moduleZip(t, zip.Store), moduleZip(t, zip.Deflate)
+	name := filepath.Join(t.TempDir(), "m.zip")
+	if err := os.WriteFile(name, stored, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h, err := dirhash.HashZip(name, dirhash.Hash1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := ParseH1(h)
+	if err != nil || d.String() != h {
+		t.Fatalf("ParseH1(%q) = %v, %v", h, d, err)
+	}
+	first, err := put(s, stored, d, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := put(s, deflated, d, false)
+	if err != nil || second.SHA256 != first.SHA256 {
+		t.Errorf("second zip of the same h1: %v, %v; want the first, %v", second.SHA256, err, first.SHA256)
+	}
+	got, err := content(s, d)
+	if err != nil || !bytes.Equal(got, stored) {
+		t.Errorf("open by h1: %v", err)
+	}
+}
+
+func TestHashZipBounds(t *testing.T) { // SEC-43
+	var buf bytes.Buffer
+	z := zip.NewWriter(&buf)
+	w, _ := z.Create("bomb")
+	zeros := make([]byte, 1<<20)
+	for range 600 {
+		w.Write(zeros)
+	}
+	z.Close()
+	if _, err := HashZip(bytes.NewReader(buf.Bytes()), int64(buf.Len())); !errors.Is(err, errTooBig) {
+		t.Errorf("HashZip of a 600 MiB expansion = %v, want %v", err, errTooBig)
+	}
+}
+
+// TestDamageNeverServed damages a stored file in every way we know of. SEC-42, REL-4
+func TestDamageNeverServed(t *testing.T) {
+	good := bytes.Repeat([]byte("0123456789abcdef"), 10_000)
+	rewrite := func(f func(b []byte) []byte) func(name string) error {
+		return func(name string) error {
+			b, err := os.ReadFile(name)
+			if err != nil {
+				return err
+			}
+			return os.WriteFile(name, f(b), 0o600)
+		}
+	}
+	outside := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(outside, good, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, damage := range map[string]func(string) error{
+		"bit":       rewrite(func(b []byte) []byte { b[70_000] ^= 4; return b }),
+		"zero page": rewrite(func(b []byte) []byte { clear(b[4096:8192]); return b }),
+		"cut":       rewrite(func(b []byte) []byte { return b[:len(b)-1] }),
+		"empty":     rewrite(func(b []byte) []byte { return nil }),
+		"grown":     rewrite(func(b []byte) []byte { return append(b, 0) }),
+		"swapped":   rewrite(func(b []byte) []byte { return append(b[16:], b[:16]...)[1:] }),
+		"missing":   os.Remove,
+		"symlink": func(name string) error {
+			return errors.Join(os.Remove(name), os.Symlink(outside, name))
+		},
+		"directory": func(name string) error {
+			return errors.Join(os.Remove(name), os.MkdirAll(filepath.Join(name, "x"), 0o700))
+		},
+		"fifo": func(name string) error {
+			return errors.Join(os.Remove(name), syscall.Mkfifo(name, 0o600))
+		},
+	} {
+		for _, warm := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s/warm=%v", name, warm), func(t *testing.T) {
+				dir, cores := t.TempDir(), &fakeCores{}
+				s := open(t, dir, Options{Cores: cores})
+				info := mustPut(t, s, good)
+				wantContent(t, s, good)
+				if !warm {
+					s.Close()
+					s = open(t, dir, Options{Cores: cores})
+				}
+				defer s.Close()
+				if err := damage(s.abs(info.path())); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := s.CheckSharedKey(info.Key); !errors.Is(err, ErrNotFound) {
+					t.Errorf("CheckSharedKey = %v, want ErrNotFound", err)
+				}
+				wantMissing(t, s, info.Digest())
+				if st := s.Stats(); st.Damaged != 1 || st.Files != 0 || st.Bytes != 0 {
+					t.Errorf("stats after damage = %+v", st)
+				}
+				if len(cores.keys) != 0 {
+					t.Errorf("still shared: %v", cores.keys)
+				}
+				mustPut(t, s, good) // heals
+				wantContent(t, s, good)
+			})
+		}
+	}
+}
+
+func TestScrub(t *testing.T) { // REL-6
+	s := openTemp(t, Options{})
+	var infos []Info
+	for i := range 10 {
+		infos = append(infos, mustPut(t, s, fmt.Appendf(nil, "file %d", i)))
+	}
+	if err := os.WriteFile(s.abs(infos[3].path()), []byte("file X"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	os.Remove(s.abs(infos[7].path()))
+	for _, repair := range []bool{false, true} {
+		found, err := s.Scrub(context.Background(), repair)
+		if err != nil || len(found) != 2 {
+			t.Errorf("Scrub(%v) = %v, %v; want 2 damaged", repair, found, err)
+		}
+	}
+	if found, err := s.Scrub(context.Background(), false); err != nil || len(found) != 0 {
+		t.Errorf("Scrub after repair = %v, %v", found, err)
+	}
+	if st := s.Stats(); st.Files != 8 {
+		t.Errorf("%d files left, want 8", st.Files)
+	}
+}
+
+func TestCapEvictsLeastRecentlyRequested(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, Options{Cap: 350})
+	defer func() { s.Close() }()
+	block := func(c byte) []byte { return bytes.Repeat([]byte{c}, 100) }
+	for c := byte('a'); c <= 'c'; c++ {
+		mustPut(t, s, block(c))
+	}
+	// The order is to the second: set it, a oldest.
+	for i, c := range []byte("abc") {
+		setLastRequest(t, s, block(c), int64(1000+i))
+	}
+	if err := s.Pin(Sum(digestOf(block('a')).Sum)); err != nil {
+		t.Fatal(err)
+	}
+	b, err := s.Open(digestOf(block('b'))) // in use: passed over
+	if err != nil {
+		t.Fatal(err)
+	}
+	setLastRequest(t, s, block('b'), 1001)
+	mustPut(t, s, block('d'))
+	wantMissing(t, s, digestOf(block('c')))
+	for _, c := range []byte("abd") {
+		wantContent(t, s, block(c))
+	}
+	b.Close()
+	if err := s.Unpin(Sum(digestOf(block('a')).Sum)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := put(s, bytes.Repeat([]byte("x"), 400), digestOf(bytes.Repeat([]byte("x"), 400)), false); !errors.Is(err, ErrNoSpace) {
+		t.Errorf("a file above the cap: %v, want ErrNoSpace", err)
+	}
+}
+
+func setLastRequest(t *testing.T, s *Store, b []byte, sec int64) {
+	t.Helper()
+	s.flushTouched()
+	if err := s.flushOne(Sum(digestOf(b).Sum), timeUnix(sec)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestWithdrawn(t *testing.T) { // SEC-19
+	cores := &fakeCores{}
+	s := openTemp(t, Options{Cores: cores})
+	b := []byte("malware")
+	info := mustPut(t, s, b)
+	if err := s.Withdraw(info.SHA256, "malware"); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.Open(info.Digest())
+	if w, ok := errors.AsType[*WithdrawnError](err); !ok || w.Reason != "malware" {
+		t.Errorf("Open = %v, want a WithdrawnError", err)
+	}
+	if _, err := s.CheckShared(info.Digest()); !errors.Is(err, ErrNotFound) || len(cores.keys) != 0 {
+		t.Errorf("CheckShared = %v, shared %v", err, cores.keys)
+	}
+	if err := s.Restore(info.SHA256); err != nil {
+		t.Fatal(err)
+	}
+	wantContent(t, s, b)
+	if len(cores.keys) != 1 {
+		t.Errorf("not shared after Restore")
+	}
+}
+
+func TestPrivateNotShared(t *testing.T) { // SEC-25
+	cores := &fakeCores{}
+	s := openTemp(t, Options{Cores: cores})
+	b := []byte("private")
+	if _, err := put(s, b, digestOf(b), true); err != nil {
+		t.Fatal(err)
+	}
+	wantContent(t, s, b)
+	if _, err := s.CheckShared(digestOf(b)); !errors.Is(err, ErrNotFound) || len(cores.keys) != 0 {
+		t.Errorf("a private file is shared: %v, %v", err, cores.keys)
+	}
+	if _, err := put(s, b, digestOf(b), false); err != nil { // shown to be public
+		t.Fatal(err)
+	}
+	if _, err := s.CheckShared(digestOf(b)); err != nil {
+		t.Errorf("CheckShared after a public commit: %v", err)
+	}
+	wantContent(t, s, b)
+}
+
+// TestDatabaseLost removes or damages the database. REL-5
+func TestDatabaseLost(t *testing.T) {
+	for _, how := range []string{"removed", "garbage"} {
+		t.Run(how, func(t *testing.T) {
+			dir := t.TempDir()
+			s := open(t, dir, Options{})
+			z := moduleZip(t, zip.Store)
+			h1, err := HashZip(bytes.NewReader(z), int64(len(z)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := put(s, z, h1, false); err != nil {
+				t.Fatal(err)
+			}
+			bad := mustPut(t, s, []byte("will be damaged"))
+			os.WriteFile(s.abs(bad.path()), []byte("will be DAMAGED"), 0o600)
+			s.Close()
+			db := filepath.Join(dir, "store", "artifacts")
+			if how == "removed" {
+				os.RemoveAll(db)
+			} else {
+				files, _ := filepath.Glob(filepath.Join(db, "*"))
+				for _, f := range files {
+					os.WriteFile(f, []byte("garbage"), 0o600)
+				}
+			}
+			s = open(t, dir, Options{})
+			defer s.Close()
+			if !s.rebuild {
+				t.Fatal("the loss went unnoticed")
+			}
+			if err := s.Rebuild(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := content(s, h1); err != nil || !bytes.Equal(got, z) {
+				t.Errorf("open by h1 after the rebuild: %v", err)
+			}
+			wantMissing(t, s, bad.Digest())
+		})
+	}
+}
+
+func TestNewerFormatRefused(t *testing.T) { // REL-13
+	dir := t.TempDir()
+	s := open(t, dir, Options{})
+	s.Close()
+	os.WriteFile(filepath.Join(dir, "artifacts", "format"), []byte("pkgswarm artifacts 2\n"), 0o600)
+	if _, err := Open(filepath.Join(dir, "artifacts"), filepath.Join(dir, "store", "artifacts"), Options{}); !errors.Is(err, ErrNewer) {
+		t.Errorf("Open = %v, want ErrNewer", err)
+	}
+}
+
+func TestStoreInUse(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, Options{})
+	defer s.Close()
+	if _, err := Open(filepath.Join(dir, "artifacts"), filepath.Join(dir, "store", "artifacts"), Options{}); err == nil {
+		t.Error("two opens of one store")
+	}
+	wantMissing(t, s, digestOf(nil)) // still works
+}
+
+// TestCrashBetweenSteps stops the store between each pair of steps of storing
+// and of removing a file and opens it again. REL-3
+func TestCrashBetweenSteps(t *testing.T) {
+	type crash struct{}
+	for _, at := range []string{"write", "sync", "rename", "syncdir", "share", "record", "unshare", "unlink"} {
+		t.Run(at, func(t *testing.T) {
+			dir := t.TempDir()
+			armed := false
+			s := open(t, dir, Options{step: func(name string) error {
+				if armed && name == at {
+					panic(crash{})
+				}
+				return nil
+			}})
+			before := mustPut(t, s, []byte("acknowledged before"))
+			func() {
+				defer func() {
+					if r := recover(); r != nil && r != (crash{}) {
+						panic(r)
+					}
+				}()
+				armed = true
+				put(s, []byte("half done"), digestOf([]byte("half done")), false)
+				s.Remove(before.SHA256)
+			}()
+			s.db.Close()
+			s.root.Close()
+
+			s = open(t, dir, Options{})
+			defer s.Close()
+			removed := at == "unshare" || at == "unlink"
+			if removed {
+				wantMissing(t, s, before.Digest())
+			} else {
+				wantContent(t, s, []byte("acknowledged before"))
+				wantMissing(t, s, digestOf([]byte("half done")))
+			}
+			files := 0
+			filepath.WalkDir(filepath.Join(dir, "artifacts"), func(name string, d fs.DirEntry, _ error) error {
+				if !d.IsDir() && d.Name() != formatFile {
+					files++
+				}
+				return nil
+			})
+			if files != 1 || s.Stats().Files != 1 {
+				t.Errorf("%d files on disk, %d recorded, want 1", files, s.Stats().Files)
+			}
+		})
+	}
+}
+
+// TestDiskFull fails each step with ENOSPC; afterwards everything works. REL-7
+func TestDiskFull(t *testing.T) {
+	for _, at := range []string{"room", "write", "sync", "rename", "syncdir", "share", "record"} {
+		t.Run(at, func(t *testing.T) {
+			full := false
+			s := openTemp(t, Options{step: func(name string) error {
+				if full && name == at {
+					return &fs.PathError{Op: name, Err: syscall.ENOSPC}
+				}
+				return nil
+			}})
+			mustPut(t, s, []byte("before"))
+			full = true
+			if _, err := put(s, []byte("after"), digestOf([]byte("after")), false); !errors.Is(err, ErrNoSpace) {
+				t.Errorf("put on a full disk = %v, want ErrNoSpace", err)
+			}
+			wantContent(t, s, []byte("before"))
+			wantMissing(t, s, digestOf([]byte("after")))
+			full = false
+			mustPut(t, s, []byte("after"))
+			wantContent(t, s, []byte("after"))
+			if st := s.Stats(); st.Files != 2 {
+				t.Errorf("%d files, want 2", st.Files)
+			}
+		})
+	}
+}
+
+// TestRandomOperations compares the store with a map, reopening it now and then.
+func TestRandomOperations(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	dir, model := t.TempDir(), map[int]bool{}
+	s := open(t, dir, Options{Cores: &fakeCores{}})
+	defer func() { s.Close() }()
+	file := func(i int) []byte { return bytes.Repeat([]byte{byte(i)}, 10+i*300) }
+	for range 400 {
+		i := r.IntN(20)
+		switch r.IntN(8) {
+		case 0, 1:
+			mustPut(t, s, file(i))
+			model[i] = true
+		case 2:
+			err := s.Remove(Sum(digestOf(file(i)).Sum))
+			if model[i] != (err == nil) {
+				t.Fatalf("Remove(%d) = %v, model %v", i, err, model[i])
+			}
+			delete(model, i)
+		case 3:
+			if r.IntN(8) == 0 {
+				s.Close()
+				s = open(t, dir, Options{Cores: &fakeCores{}})
+			}
+		case 4:
+			s.Pin(Sum(digestOf(file(i)).Sum))
+		default:
+			if model[i] {
+				wantContent(t, s, file(i))
+			} else {
+				wantMissing(t, s, digestOf(file(i)))
+			}
+		}
+	}
+	var bytes int64
+	for i := range model {
+		bytes += int64(len(file(i)))
+	}
+	if st := s.Stats(); int(st.Files) != len(model) || st.Bytes != bytes {
+		t.Errorf("stats %+v, want %d files of %d bytes", st, len(model), bytes)
+	}
+}
+
+func TestConcurrent(t *testing.T) {
+	s := openTemp(t, Options{Cores: &fakeCores{}, Cap: 4000})
+	var wg sync.WaitGroup
+	for g := range 8 {
+		wg.Go(func() {
+			for i := range 60 {
+				b := bytes.Repeat([]byte{byte((g + i) % 16)}, 500)
+				if i%3 == 0 {
+					if _, err := put(s, b, digestOf(b), false); err != nil && !errors.Is(err, ErrNoSpace) {
+						t.Error(err)
+					}
+				} else if got, err := content(s, digestOf(b)); err == nil && !bytes.Equal(got, b) {
+					t.Errorf("wrong content of %x", b[0])
+				} else if err != nil && !errors.Is(err, ErrNotFound) {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if st := s.Stats(); st.Bytes > 4000 {
+		t.Errorf("%d bytes stored, above the cap", st.Bytes)
+	}
+	if len(s.held) != 0 || s.reserved != 0 {
+		t.Errorf("held %v, reserved %d after all work", s.held, s.reserved)
+	}
+	if runtime.GOOS == "linux" {
+		if fi, _ := os.Stat(s.dir); fi.Mode().Perm() != 0o700 { // SEC-57
+			t.Errorf("directory has mode %v", fi.Mode())
+		}
+	}
+}
+
+func FuzzRecord(f *testing.F) { // SEC-8
+	f.Add((&record{Info: Info{H1: new([32]byte), Size: 300, LastRequest: timeUnix(5)}}).append(nil))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if rec, err := parseRecord(Sum{}, b); err == nil {
+			again, err := parseRecord(Sum{}, rec.append(nil))
+			if err != nil || again.Size != rec.Size || again.Key != rec.Key {
+				t.Errorf("%x does not survive encoding: %v", b, err)
+			}
+		}
+	})
+}
+
+func timeUnix(sec int64) time.Time { return time.Unix(sec, 0) }
