@@ -53,7 +53,7 @@
 // plus the bytes inserted since (at first from the end of the fixed text) to
 // where this one begins. Op 1 inserts the n bytes that follow; op 2 the n bytes
 // that follow as 2n hexadecimal digits in lower case. The dictionary is the
-// ecosystem's fixed text (dictionaries.go) followed by the base: for a changed
+// ecosystem's fixed text (cargo.dict, go.dict) followed by the base: for a changed
 // line the one that it replaces; for a published line the one before it in the
 // file; for a module version the payload of the last event that had one; empty
 // if there is none. A copy lies within one of the two.

@@ -312,3 +312,16 @@ func BenchmarkAppendFold(b *testing.B) {
 		}
 	})
 }
+
+// TestDictionariesStay: logs that exist could not be read with other texts.
+func TestDictionariesStay(t *testing.T) {
+	for text, want := range map[string]string{
+		cargoText: "b83ea27a27ed21dc52a9261937eb5f25495c6a30b556057058727d18dcce112c",
+		goText:    "57325eb4581d9910e6a4b7a8df28fc03d9d6fa31b0884359b45fac1da8cc0482",
+	} {
+		sum := sha256.Sum256([]byte(text))
+		if got := hex.EncodeToString(sum[:]); got != want {
+			t.Errorf("SHA-256 of a dictionary is %s, want %s", got, want)
+		}
+	}
+}
