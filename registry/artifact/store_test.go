@@ -74,7 +74,7 @@ func put(s *Store, b []byte, want Digest, private bool) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	defer w.Abort()
+	defer w.Close()
 	if _, err := w.Write(b); err != nil {
 		return Info{}, err
 	}
@@ -162,6 +162,7 @@ func TestCommitRefusesWrongBytes(t *testing.T) { // SEC-2
 	}
 	w.Write([]byte("wrong"))
 	_, err = w.Commit(digestOf([]byte("right")), false)
+	w.Close()
 	if _, ok := errors.AsType[*MismatchError](err); !ok {
 		t.Errorf("Commit = %v, want a MismatchError", err)
 	}

@@ -20,7 +20,8 @@ import (
 )
 
 // A Writer is a file on its way into the store. One goroutine writes; ReadAt
-// and Size may be called by others meanwhile. It ends with Commit or Abort.
+// and Size may be called by others meanwhile, also after Commit. It ends with
+// Close, which drops the file unless Commit has put it into the store.
 type Writer struct {
 	s        *Store
 	f        *os.File
@@ -30,7 +31,7 @@ type Writer struct {
 	sha      hash.Hash
 	b3       *blake3.Hasher
 	verified *Digest // what Verify has proven, until more is written
-	done     bool
+	placed   bool    // the file is in the store
 }
 
 // Create starts a new file. size is its size in bytes, or -1 if unknown. The
@@ -155,24 +156,20 @@ func (w *Writer) Verify(want Digest) error {
 	return nil
 }
 
-// Abort drops the file. After Commit it does nothing.
-func (w *Writer) Abort() {
-	if w.done {
-		return
-	}
-	w.done = true
+// Close ends the use of the file. A file that is not committed is dropped.
+func (w *Writer) Close() error {
 	w.release()
-	w.f.Close()
-	w.s.root.Remove(w.name)
+	if !w.placed {
+		w.s.root.Remove(w.name)
+	}
+	return w.f.Close()
 }
 
 // Commit verifies the file against want and moves it into the store, from where
 // it can be opened and, unless private, shared. When Commit returns without
 // error, the file survives a crash. The store keeps the first of several zips
-// that hash to one h1:; the returned Info is that of the one kept. After an
-// error the file is gone.
+// that hash to one h1:; the returned Info is that of the one kept.
 func (w *Writer) Commit(want Digest, private bool) (Info, error) {
-	defer w.Abort()
 	if err := w.Verify(want); err != nil {
 		return Info{}, err
 	}
@@ -242,7 +239,7 @@ func (s *Store) place(w *Writer, rec *record) (Info, error) {
 }
 
 func (s *Store) moveInAndRecord(w *Writer, rec, old *record) (err error) {
-	if err := s.moveIn(w.name, rec.path()); err != nil {
+	if err := s.moveIn(w, rec.path()); err != nil {
 		return err
 	}
 	if err := s.opts.step("share"); err != nil {
@@ -262,7 +259,7 @@ func (s *Store) moveInAndRecord(w *Writer, rec, old *record) (err error) {
 func (s *Store) abs(name string) string { return filepath.Join(s.dir, filepath.FromSlash(name)) }
 
 // moveIn renames the temporary file to its place and makes that durable.
-func (s *Store) moveIn(tmp, final string) error {
+func (s *Store) moveIn(w *Writer, final string) error {
 	dir := path.Dir(final)
 	if err := s.root.Mkdir(dir, 0o700); err == nil {
 		if err := s.syncDir(path.Dir(dir)); err != nil {
@@ -275,9 +272,10 @@ func (s *Store) moveIn(tmp, final string) error {
 	if fi, err := s.root.Lstat(final); err == nil && !fi.Mode().IsRegular() {
 		s.root.RemoveAll(final) // not ours; a rename onto a directory would fail
 	}
-	if err := s.root.Rename(tmp, final); err != nil {
+	if err := s.root.Rename(w.name, final); err != nil {
 		return err
 	}
+	w.placed = true
 	if err := s.opts.step("syncdir"); err != nil {
 		return err
 	}
