@@ -1,0 +1,625 @@
+package core
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"sync"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/pkgswarm/pkgswarm/core/merkle"
+)
+
+// MaxBlock is the largest block that may be appended, in bytes: what fits in one
+// message of the replication protocol. Peers may be stricter.
+const MaxBlock = 15 << 20
+
+var (
+	// ErrMissing means that a block of the core is not here.
+	ErrMissing = errors.New("core: block is not stored here")
+	// ErrRange means that there is no such block, or byte, in the core.
+	ErrRange = errors.New("core: out of range")
+	// ErrReadOnly means that the key pairs to sign with are not here.
+	ErrReadOnly = errors.New("core: not writable")
+	// ErrTooLarge means that a block is larger than MaxBlock.
+	ErrTooLarge = errors.New("core: block too large")
+)
+
+// A DamageError says that what the disk returned for a core is not what was
+// stored. It concerns the one block or tree page that it names; a block is
+// forgotten when that is noticed, so that a replica can fetch it again.
+type DamageError struct {
+	Core  Key
+	What  string // "block", "tree page" or "head"
+	Index uint64 // of the block, from 0, or the first block of the page
+	Err   error
+}
+
+func (e *DamageError) Error() string {
+	return fmt.Sprintf("core %s: %s %d is damaged: %v", e.Core.Short(), e.What, e.Index, e.Err)
+}
+
+func (e *DamageError) Unwrap() error { return e.Err }
+
+var errChecksum = errors.New("checksum mismatch")
+
+// An Event tells of a change to a core. Blocks are [Start, End).
+type Event struct {
+	Kind       EventKind
+	Start, End uint64
+}
+
+// EventKind is what has happened.
+type EventKind int
+
+const (
+	Appended  EventKind = iota + 1 // the tree has grown over the blocks
+	Truncated                      // the blocks are gone, the fork number has risen
+	Arrived                        // the data of the blocks is here now, appended or from a peer
+	Cleared                        // the data of the blocks is not here any more
+)
+
+// A Core is one append-only log: blocks, and a signed Merkle tree over them. It
+// may be a replica of which some blocks are here, and some not.
+//
+// Slices that are passed in are not kept; those returned are the caller's. All
+// methods may be called concurrently.
+type Core struct {
+	store     *Store
+	id        uint32
+	discovery DiscoveryKey
+	refs      int // guarded by store.mu
+
+	queueMu sync.Mutex
+	queue   []*appendCall // waiting to be appended together
+	leading bool          // somebody is appending
+
+	mu    sync.Mutex // guards what follows
+	rec   record
+	pairs []KeyPair
+	head  head
+	have  map[uint64]uint32 // data masks of pages beyond head.contiguous; nil: not read yet
+	file  *os.File          // of a static core
+	dead  bool
+
+	watchMu  sync.Mutex // held while events are delivered, so that they stay in order
+	watchers map[int]func(Event)
+	nextID   int
+	events   []Event // guarded by mu
+}
+
+// A head is the state of a core.
+type head struct {
+	tree       merkle.Tree
+	signature  []byte
+	contiguous uint64 // blocks [0, contiguous) are all here
+}
+
+// loadHead reads the head; a core without one is empty.
+func (c *Core) loadHead() error {
+	b, err := c.store.get(c.key(prefixHead, nil))
+	if err != nil || b == nil {
+		return err
+	}
+	c.head, err = decodeHead(b)
+	if err != nil {
+		return &DamageError{c.rec.key, "head", 0, err}
+	}
+	return nil
+}
+
+// encode returns the head as it is stored:
+//
+//	uvarint fork, length, contiguous, number of roots
+//	for each root: uvarint size, hash; the signature is the rest
+func (h *head) encode() []byte {
+	b := make([]byte, 0, 128+40*len(h.tree.Roots))
+	b = binary.AppendUvarint(b, h.tree.Fork)
+	b = binary.AppendUvarint(b, h.tree.Length)
+	b = binary.AppendUvarint(b, h.contiguous)
+	for _, r := range h.tree.Roots {
+		b = append(binary.AppendUvarint(b, r.Size), r.Hash[:]...)
+	}
+	return append(b, h.signature...)
+}
+
+var errHead = errors.New("malformed head")
+
+func decodeHead(b []byte) (h head, err error) {
+	for _, f := range []*uint64{&h.tree.Fork, &h.tree.Length, &h.contiguous} {
+		v, n := binary.Uvarint(b)
+		if n <= 0 {
+			return head{}, errHead
+		}
+		*f, b = v, b[n:]
+	}
+	if h.tree.Length > merkle.MaxLength || h.contiguous > h.tree.Length {
+		return head{}, errHead
+	}
+	for _, index := range rootIndexes(h.tree.Length) {
+		size, n := binary.Uvarint(b)
+		if n <= 0 || len(b) < n+32 {
+			return head{}, errHead
+		}
+		h.tree.Roots = append(h.tree.Roots, merkle.Node{Index: index, Size: size, Hash: merkle.Hash(b[n : n+32])})
+		b = b[n+32:]
+	}
+	if len(b) > 0 {
+		h.signature = append([]byte{}, b...)
+	}
+	return h, nil
+}
+
+// key returns a key of the database that belongs to c.
+func (c *Core) key(prefix byte, rest []byte) []byte {
+	b := binary.BigEndian.AppendUint32(append(make([]byte, 0, 16), prefix), c.id)
+	return append(b, rest...)
+}
+
+func (c *Core) pageKey(level uint8, number uint64) []byte {
+	b := append(c.key(prefixPage, nil), level)
+	return binary.BigEndian.AppendUint64(b, number)
+}
+
+func (c *Core) chunkKey(block uint64) []byte {
+	return binary.BigEndian.AppendUint64(c.key(prefixChunk, nil), block)
+}
+
+// Close says that the caller does not use c any more. Memory goes when nobody
+// does.
+func (c *Core) Close() error {
+	c.store.release(c)
+	return nil
+}
+
+// shut frees what an open core holds.
+func (c *Core) shut() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.dead = true
+	if c.file != nil {
+		c.file.Close()
+		c.file = nil
+	}
+}
+
+func (c *Core) setRecord(r record) {
+	c.mu.Lock()
+	c.rec = r
+	c.mu.Unlock()
+}
+
+// Key returns the core's key.
+func (c *Core) Key() Key { return c.rec.key } // never changes
+
+// DiscoveryKey returns the hash by which peers ask for the core.
+func (c *Core) DiscoveryKey() DiscoveryKey { return c.discovery }
+
+// Manifest returns the core's manifest; false if it is not known yet, as in a
+// replica that has heard from nobody.
+func (c *Core) Manifest() (Manifest, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.rec.manifest == nil {
+		return Manifest{}, false
+	}
+	return *c.rec.manifest, true
+}
+
+// Writable reports whether c can be appended to.
+func (c *Core) Writable() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.writable()
+}
+
+func (c *Core) writable() bool {
+	m := c.rec.manifest
+	return m != nil && !m.IsStatic() && (c.rec.named || len(c.pairs) > 0 && uint64(len(c.pairs)) >= m.Quorum)
+}
+
+// signers returns the key pairs to sign with. c.mu is held.
+func (c *Core) signers() []KeyPair {
+	if len(c.pairs) == 0 && c.rec.named {
+		c.pairs = []KeyPair{DeriveKeyPair(c.store.primary, c.rec.namespace, c.rec.name)}
+	}
+	return c.pairs
+}
+
+// Info is what there is to say about a core at one moment.
+type Info struct {
+	Key        Key
+	Length     uint64 // in blocks
+	ByteLength uint64 // of all blocks, here or not
+	Fork       uint64
+	TreeHash   merkle.Hash
+	Contiguous uint64 // blocks [0, Contiguous) are here
+	Writable   bool
+}
+
+// Info returns a consistent view of the core's state.
+func (c *Core) Info() Info {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := c.head.tree
+	return Info{c.rec.key, t.Length, t.ByteLength(), t.Fork, t.Hash(), c.head.contiguous, c.writable()}
+}
+
+// Length returns the number of blocks.
+func (c *Core) Length() uint64 { return c.Tree().Length }
+
+// ByteLength returns the number of bytes in all blocks.
+func (c *Core) ByteLength() uint64 { return c.Tree().ByteLength() }
+
+// Fork returns how often the core was truncated.
+func (c *Core) Fork() uint64 { return c.Tree().Fork }
+
+// TreeHash returns the hash over the roots of the tree.
+func (c *Core) TreeHash() merkle.Hash { return c.Tree().Hash() }
+
+// ContiguousLength returns the number of blocks before the first missing one.
+func (c *Core) ContiguousLength() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.head.contiguous
+}
+
+// Tree returns the head of the tree. Its roots must not be modified.
+func (c *Core) Tree() merkle.Tree {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.head.tree
+}
+
+// Signature returns the encoded signature of the head; empty for an empty or a
+// static core. It must not be modified.
+func (c *Core) Signature() []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.head.signature
+}
+
+// TreeAt returns the tree of the first length blocks. The error matches
+// [merkle.ErrNotStored] where a replica does not have its roots.
+func (c *Core) TreeAt(length uint64) (merkle.Tree, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return treeAt(c.head.tree, (*lockedNodes)(c), length)
+}
+
+func treeAt(t merkle.Tree, r merkle.NodeReader, length uint64) (merkle.Tree, error) {
+	if length == t.Length {
+		return t, nil
+	}
+	if length > t.Length {
+		return merkle.Tree{}, fmt.Errorf("%w: length %d of %d", ErrRange, length, t.Length)
+	}
+	roots, err := merkle.RootsAt(nil, r, length)
+	return merkle.Tree{Fork: t.Fork, Length: length, Roots: roots}, err
+}
+
+// page returns a page, an empty one if nothing is stored. c.mu is held. It must
+// not be modified but for what it remembers.
+func (c *Core) page(level uint8, number uint64) (*page, error) {
+	k := cacheKey{c.id, level, number}
+	if p := c.store.pages.get(k); p != nil {
+		return p, nil
+	}
+	p, err := c.readPage(c.store.db, level, number)
+	if err == nil {
+		c.store.pages.put(k, p)
+	}
+	return p, err
+}
+
+func (c *Core) readPage(r pebble.Reader, level uint8, number uint64) (*page, error) {
+	v, closer, err := r.Get(c.pageKey(level, number))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return &page{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer closer.Close()
+	p, err := decodePage(v)
+	if err != nil {
+		return nil, &DamageError{c.rec.key, "tree page", number * pageBlocks, err}
+	}
+	return p, nil
+}
+
+// lockedNodes reads the nodes of a core whose lock is held.
+type lockedNodes Core
+
+func (c *lockedNodes) Node(index uint64) (merkle.Node, bool, error) {
+	level, number, local := pageOf(index)
+	p, err := (*Core)(c).page(level, number)
+	if err != nil {
+		return merkle.Node{}, false, err
+	}
+	n, ok := p.node(local)
+	return merkle.Node{Index: index, Size: n.size, Hash: n.hash}, ok, nil
+}
+
+// Has reports whether block index is here.
+func (c *Core) Has(index uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.has(index)
+}
+
+func (c *Core) has(index uint64) bool {
+	if index < c.head.contiguous {
+		return true
+	}
+	if index >= c.head.tree.Length {
+		return false
+	}
+	p, err := c.page(0, index/pageBlocks)
+	return err == nil && p.data>>(index%pageBlocks)&1 != 0
+}
+
+// Get returns block index. The error matches [ErrRange] if the core is shorter,
+// [ErrMissing] if the block is not here, or is a [*DamageError].
+//
+// Every block is checked against the tree before it is returned.
+func (c *Core) Get(ctx context.Context, index uint64) ([]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	return c.readBlock(index)
+}
+
+// A place is where the data of a block is, and what it must hash to.
+type place struct {
+	node   pageNode
+	run    run
+	offset uint64
+	file   *os.File // static cores
+	chunk  []byte   // the bytes themselves, from the database
+}
+
+func (c *Core) readBlock(index uint64) ([]byte, error) {
+	c.mu.Lock()
+	at, err := c.locate(index)
+	c.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	b, err := c.fetch(index, at)
+	if err == nil && merkle.LeafHash(b) != at.node.hash {
+		err = errChecksum
+	}
+	if err != nil {
+		return c.recheck(index)
+	}
+	return b, nil
+}
+
+// recheck reads a block that looked damaged once more, while nothing can change
+// its place, and forgets it if it is, so that it is not offered to anybody.
+func (c *Core) recheck(index uint64) ([]byte, error) {
+	c.mu.Lock()
+	defer c.deliver()
+	defer c.mu.Unlock()
+	at, err := c.locate(index)
+	if err != nil {
+		return nil, err
+	}
+	b, err := c.fetch(index, at)
+	if err == nil && merkle.LeafHash(b) != at.node.hash {
+		err = errChecksum
+	}
+	if err == nil {
+		return b, nil
+	}
+	c.store.log.Warn("dropped a damaged block", "core", c.rec.key.Short(), "index", index, "err", err)
+	damage := &DamageError{c.rec.key, "block", index, err}
+	ch := c.begin()
+	if err := ch.clear(index, index+1); err != nil {
+		ch.abort()
+		return nil, errors.Join(damage, err)
+	}
+	if err := ch.commit(false); err != nil {
+		return nil, errors.Join(damage, err)
+	}
+	return nil, damage
+}
+
+// locate says where block index is. c.mu is held.
+func (c *Core) locate(index uint64) (place, error) {
+	if c.dead {
+		return place{}, ErrClosed
+	}
+	if index >= c.head.tree.Length {
+		return place{}, fmt.Errorf("core %s: block %d of %d: %w", c.rec.key.Short(), index, c.head.tree.Length, ErrRange)
+	}
+	p, err := c.page(0, index/pageBlocks)
+	if err != nil {
+		return place{}, err
+	}
+	if !c.has(index) {
+		return place{}, fmt.Errorf("core %s: block %d: %w", c.rec.key.Short(), index, ErrMissing)
+	}
+	at, err := c.place(p, index)
+	if err == nil && c.rec.path != "" {
+		at.file, err = c.openFile()
+	}
+	return at, err
+}
+
+// place says where block index of page p is.
+func (c *Core) place(p *page, index uint64) (place, error) {
+	i := uint8(index % pageBlocks)
+	n, ok := p.node(int(2 * i))
+	if !ok {
+		return place{}, &DamageError{c.rec.key, "tree page", index, errors.New("no hash of a stored block")}
+	}
+	if c.rec.path != "" {
+		return place{node: n, offset: index * StaticBlock}, nil
+	}
+	r, offset, ok := p.location(i)
+	if !ok {
+		return place{}, &DamageError{c.rec.key, "tree page", index, errors.New("no place of a stored block")}
+	}
+	return place{node: n, run: r, offset: offset}, nil
+}
+
+// fetch reads the data of a block.
+func (c *Core) fetch(index uint64, at place) ([]byte, error) {
+	size := at.node.size
+	switch {
+	case size > MaxBlock+1<<20:
+		return nil, fmt.Errorf("block of %d bytes", size)
+	case size == 0:
+		return []byte{}, nil
+	case at.file != nil:
+		b := make([]byte, size)
+		_, err := at.file.ReadAt(b, int64(at.offset))
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		return b, err
+	case at.run.segment != 0:
+		b := make([]byte, size)
+		return b, c.store.seg.read(at.run.segment, at.offset, b)
+	}
+	return c.fetchChunk(c.store.db, index, at)
+}
+
+func (c *Core) fetchChunk(r pebble.Reader, index uint64, at place) ([]byte, error) {
+	v, closer, err := r.Get(c.chunkKey(index/pageBlocks*pageBlocks + uint64(at.run.chunk)))
+	if err != nil {
+		return nil, err
+	}
+	defer closer.Close()
+	if at.offset+at.node.size > uint64(len(v)) {
+		return nil, io.ErrUnexpectedEOF
+	}
+	return append(make([]byte, 0, at.node.size), v[at.offset:at.offset+at.node.size]...), nil
+}
+
+// Blocks yields the blocks [lo, hi) in order, up to the first error.
+func (c *Core) Blocks(ctx context.Context, lo, hi uint64) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		for i := lo; i < hi; i++ {
+			b, err := c.Get(ctx, i)
+			if !yield(b, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// Reader returns a reader of the bytes of the blocks [lo, hi), one after
+// another.
+func (c *Core) Reader(ctx context.Context, lo, hi uint64) io.Reader {
+	return &blockReader{ctx: ctx, get: c.Get, next: lo, end: hi}
+}
+
+type blockReader struct {
+	ctx       context.Context
+	get       func(context.Context, uint64) ([]byte, error)
+	next, end uint64
+	rest      []byte
+}
+
+func (r *blockReader) Read(b []byte) (int, error) {
+	for len(r.rest) == 0 {
+		if r.next >= r.end {
+			return 0, io.EOF
+		}
+		var err error
+		if r.rest, err = r.get(r.ctx, r.next); err != nil {
+			return 0, err
+		}
+		r.next++
+	}
+	n := copy(b, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
+}
+
+// Seek returns the block that holds the byte at offset, and the position of the
+// byte in it. For the end of the core it returns (length, 0). The error matches
+// [ErrRange] behind the end, and [ErrMissing] where a replica lacks the nodes
+// that would tell; a peer can then be asked for them.
+func (c *Core) Seek(ctx context.Context, offset uint64) (block, within uint64, err error) {
+	pos, err := c.Position(offset)
+	if err != nil {
+		return 0, 0, err
+	}
+	if !pos.Found {
+		return 0, 0, fmt.Errorf("core %s: seek to byte %d: tree nodes: %w", c.rec.key.Short(), offset, ErrMissing)
+	}
+	return pos.Start, pos.Offset, nil
+}
+
+// Position is Seek for replicas: where nodes are missing, the result says what
+// to ask a peer for.
+func (c *Core) Position(offset uint64) (merkle.Position, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if size := c.head.tree.ByteLength(); offset > size {
+		return merkle.Position{}, fmt.Errorf("core %s: byte %d of %d: %w", c.rec.key.Short(), offset, size, ErrRange)
+	}
+	return merkle.Seek(c.head.tree, (*lockedNodes)(c), offset, 0)
+}
+
+// ByteOffset returns the number of bytes before block index, which may be the
+// length of the core.
+func (c *Core) ByteOffset(index uint64) (uint64, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return merkle.ByteOffset(c.head.tree, (*lockedNodes)(c), index)
+}
+
+// SetUserData stores a value under a name that only this store knows of. It is
+// durable with the next Sync, or durable append to any core.
+func (c *Core) SetUserData(name string, value []byte) error {
+	return c.store.db.Set(c.key(prefixUser, []byte(name)), value, pebble.NoSync)
+}
+
+// UserData returns what SetUserData stored, nil if nothing.
+func (c *Core) UserData(name string) ([]byte, error) {
+	return c.store.get(c.key(prefixUser, []byte(name)))
+}
+
+// Watch calls f with every change from now on, one at a time and in order, after
+// the change is made. f must not block for long and must not change the core.
+// Stop ends it; a call may still be under way when it returns.
+func (c *Core) Watch(f func(Event)) (stop func()) {
+	c.watchMu.Lock()
+	defer c.watchMu.Unlock()
+	if c.watchers == nil {
+		c.watchers = map[int]func(Event){}
+	}
+	id := c.nextID
+	c.nextID++
+	c.watchers[id] = f
+	return func() {
+		c.watchMu.Lock()
+		delete(c.watchers, id)
+		c.watchMu.Unlock()
+	}
+}
+
+// deliver hands out the events that commits have noted. c.mu is not held.
+func (c *Core) deliver() {
+	c.watchMu.Lock()
+	defer c.watchMu.Unlock()
+	c.mu.Lock()
+	events := c.events
+	c.events = nil
+	c.mu.Unlock()
+	for _, e := range events {
+		for _, f := range c.watchers {
+			f(e)
+		}
+	}
+}
