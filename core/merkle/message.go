@@ -175,6 +175,24 @@ func (p *Proof) AppendMessage(b []byte, id uint64) []byte {
 	return append(b, p.Manifest...)
 }
 
+// CountNodes returns the number of nodes in all parts of p.
+func (p *Proof) CountNodes() int {
+	n := 0
+	if p.Block != nil {
+		n += len(p.Block.Nodes)
+	}
+	if p.Hash != nil {
+		n += len(p.Hash.Nodes)
+	}
+	if p.Seek != nil {
+		n += len(p.Seek.Nodes)
+	}
+	if p.Upgrade != nil {
+		n += len(p.Upgrade.Nodes) + len(p.Upgrade.Additional)
+	}
+	return n
+}
+
 // DecodeProof reads a data message; see [Proof.AppendMessage]. Block value,
 // signature and manifest alias the input. The manifest, which has no length, is
 // all that is left. More than [MaxNodes] nodes are a failure.

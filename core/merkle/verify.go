@@ -203,7 +203,7 @@ func (b *Batch) upgrade(p *UpgradeProof, prologue *Prologue, climbed *Node) (use
 // Errors match [ErrMalformed], [ErrDetached], [ErrChecksum] or [ErrPrologue];
 // others come from r.
 func Verify(t Tree, prologue *Prologue, r NodeReader, p *Proof) (*Batch, error) {
-	b := &Batch{Tree: t, Ancestors: t.Length, base: t, Nodes: make([]Node, 0, p.countNodes())}
+	b := &Batch{Tree: t, Ancestors: t.Length, base: t, Nodes: make([]Node, 0, 2*p.CountNodes()+1)}
 	b.Tree.Fork = p.Fork
 	if p.Upgrade != nil {
 		b.Tree = clone(b.Tree)
@@ -227,24 +227,6 @@ func Verify(t Tree, prologue *Prologue, r NodeReader, p *Proof) (*Batch, error) 
 		}
 	}
 	return b, nil
-}
-
-// countNodes returns about the number of nodes that verifying p makes known.
-func (p *Proof) countNodes() int {
-	n := 1
-	if p.Block != nil {
-		n += 2 * len(p.Block.Nodes)
-	}
-	if p.Hash != nil {
-		n += 2 * len(p.Hash.Nodes)
-	}
-	if p.Seek != nil {
-		n += 2 * len(p.Seek.Nodes)
-	}
-	if p.Upgrade != nil {
-		n += 2 * (len(p.Upgrade.Nodes) + len(p.Upgrade.Additional))
-	}
-	return n
 }
 
 // attached checks n against the node that is known by its index. A hash that

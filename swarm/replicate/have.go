@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math/bits"
 	"slices"
+	"sync/atomic"
 )
 
 // A have is what is known of the blocks that a peer has of one core: a prefix,
@@ -13,8 +14,8 @@ type have struct {
 	contiguous uint64 // has all blocks below
 	runs       []run  // longer than a page, ascending, not touching
 	pages      map[uint64]*page
-	order      []uint64 // pages in the order they were made
-	budget     *int     // pages that may still be made for the whole connection
+	order      []uint64      // pages in the order they were made
+	budget     *atomic.Int64 // pages that may still be made for the whole connection
 }
 
 type run struct{ start, end uint64 }
@@ -101,7 +102,7 @@ func (h *have) page(key uint64) *page {
 	if p := h.pages[key]; p != nil {
 		return p
 	}
-	if len(h.order) >= maxPages || h.budget != nil && *h.budget <= 0 {
+	if len(h.order) >= maxPages || h.budget != nil && h.budget.Load() <= 0 {
 		if len(h.order) == 0 {
 			return nil
 		}
@@ -114,7 +115,7 @@ func (h *have) page(key uint64) *page {
 	h.pages[key] = p
 	h.order = append(h.order, key)
 	if h.budget != nil {
-		*h.budget--
+		h.budget.Add(-1)
 	}
 	return p
 }
@@ -126,14 +127,14 @@ func (h *have) forgetPage(key uint64) {
 	delete(h.pages, key)
 	h.order = slices.DeleteFunc(h.order, func(k uint64) bool { return k == key })
 	if h.budget != nil {
-		*h.budget++
+		h.budget.Add(1)
 	}
 }
 
 // forgetAll returns to the state of knowing nothing.
 func (h *have) forgetAll() {
 	if h.budget != nil {
-		*h.budget += len(h.order)
+		h.budget.Add(int64(len(h.order)))
 	}
 	*h = have{budget: h.budget}
 }

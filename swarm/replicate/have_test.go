@@ -2,6 +2,7 @@ package replicate
 
 import (
 	"math/rand/v2"
+	"sync/atomic"
 	"testing"
 )
 
@@ -10,7 +11,8 @@ func TestHave(t *testing.T) {
 	const size = 5 * pageBits
 	for seed := range uint64(30) {
 		rng := rand.New(rand.NewPCG(seed, 1))
-		budget := maxConnPages
+		var budget atomic.Int64
+		budget.Store(maxConnPages)
 		h := have{budget: &budget}
 		want := make([]bool, size)  // what must be known
 		truth := make([]bool, size) // what may be known
@@ -67,8 +69,8 @@ func TestHave(t *testing.T) {
 			}
 		}
 		h.forgetAll()
-		if budget != maxConnPages {
-			t.Fatalf("seed %d: %d pages lost", seed, maxConnPages-budget)
+		if budget.Load() != maxConnPages {
+			t.Fatalf("seed %d: %d pages lost", seed, maxConnPages-budget.Load())
 		}
 	}
 }
@@ -81,7 +83,8 @@ func fill(b []bool, v bool) {
 
 // TestHaveBounded announces as much as a peer can. // SEC-20
 func TestHaveBounded(t *testing.T) {
-	budget := maxConnPages
+	var budget atomic.Int64
+	budget.Store(maxConnPages)
 	var all []*have
 	for range 40 {
 		h := &have{budget: &budget}
@@ -99,7 +102,7 @@ func TestHaveBounded(t *testing.T) {
 			t.Fatalf("%d runs and %d pages", len(h.runs), len(h.pages))
 		}
 	}
-	if pages > maxConnPages || budget != maxConnPages-pages {
-		t.Fatalf("%d pages, budget %d", pages, budget)
+	if pages > maxConnPages || budget.Load() != int64(maxConnPages-pages) {
+		t.Fatalf("%d pages, budget %d", pages, budget.Load())
 	}
 }

@@ -71,6 +71,14 @@ const (
 	// asked of a second peer.
 	minHedge = 150 * time.Millisecond
 
+	// rangeGrace is how long the first request to a peer waits for it to say
+	// which blocks it has, when somebody waits for one.
+	rangeGrace = 2 * time.Millisecond
+
+	// syncGrace is how long an update waits for a peer to tell its state once
+	// another has.
+	syncGrace = 2 * time.Second
+
 	// announceDelay is how long news of blocks are collected.
 	announceDelay = 5 * time.Millisecond
 

@@ -1,0 +1,189 @@
+package replicate
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/pkgswarm/pkgswarm/core"
+	"github.com/pkgswarm/pkgswarm/core/merkle"
+)
+
+// An upload is a request of a peer that waits to be answered, or blocks to be
+// sent unasked.
+type upload struct {
+	p        *peer
+	req      *merkle.Request
+	id       uint64
+	priority uint64
+	push     bool // blocks nobody asked for; id is 0
+}
+
+// enqueue takes a request of a peer. A second one of the same id replaces the
+// first.
+func (c *conn) enqueue(p *peer, req *merkle.Request, id, priority uint64) error {
+	c.mu.Lock()
+	same := 0
+	for _, u := range c.queue {
+		if u.p == p && !u.push {
+			if u.id == id {
+				u.req, u.priority = req, priority
+				c.mu.Unlock()
+				return nil
+			}
+			same++
+		}
+	}
+	full := same >= maxQueued || len(c.queue) >= maxConnQueued
+	if !full {
+		c.queue = append(c.queue, &upload{p: p, req: req, id: id, priority: priority})
+	}
+	c.mu.Unlock()
+	if full {
+		return p.blame(FaultFlood, fmt.Errorf("requests"))
+	}
+	c.signal()
+	return nil
+}
+
+// push queues a block for a peer that takes such.
+func (c *conn) push(p *peer, index uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.queue) < maxQueued {
+		c.queue = append(c.queue, &upload{p: p, req: &merkle.Request{Block: &merkle.BlockRequest{Index: index}}, push: true})
+		c.signal()
+	}
+}
+
+func (c *conn) cancelUpload(p *peer, id uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.queue = slices.DeleteFunc(c.queue, func(u *upload) bool { return u.p == p && u.id == id && !u.push })
+}
+
+func (c *conn) dropUploads(p *peer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.queue = slices.DeleteFunc(c.queue, func(u *upload) bool { return u.p == p })
+}
+
+// nextUpload takes the next request to answer: one with priority, the latest
+// first, else the oldest.
+func (c *conn) nextUpload() *upload {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.queue) == 0 {
+		return nil
+	}
+	at := 0
+	if len(c.queue) > 1 {
+		for i := len(c.queue) - 1; i >= 0 && i >= len(c.queue)-maxQueued; i-- {
+			if c.queue[i].priority > 0 {
+				at = i
+				break
+			}
+		}
+	}
+	u := c.queue[at]
+	if at == 0 {
+		c.queue[0] = nil
+		c.queue = c.queue[1:]
+	} else {
+		c.queue = slices.Delete(c.queue, at, at+1)
+	}
+	return u
+}
+
+// answer writes the answer and returns about how many bytes it took.
+func (u *upload) answer() (int, error) {
+	ch := u.p.openChannel()
+	if ch == nil || u.p.dead.Load() {
+		return 0, nil
+	}
+	proof, reason, err := u.prove()
+	if err != nil {
+		return 0, err
+	}
+	if proof == nil {
+		if u.push {
+			return 0, nil
+		}
+		return 32, ch.Send(msgNoData, noDataMessage{id: u.id, reason: reason}.append(nil))
+	}
+	size := 256
+	if proof.Block != nil {
+		size += len(proof.Block.Value)
+		oweRate(u.p.f.r.cfg.UploadRate, len(proof.Block.Value))
+	}
+	return size, ch.Send(msgData, proof.AppendMessage(make([]byte, 0, size+42*proof.CountNodes()), u.id))
+}
+
+// prove builds the answer. Without proof, reason says why there is none; the
+// error is for a peer that asks for too much nonsense.
+func (u *upload) prove() (proof *merkle.Proof, reason uint64, err error) {
+	f := u.p.f
+	f.mu.Lock()
+	paused, frozen := u.p.paused, f.frozen
+	known, compat := f.known, f.compat()
+	manifest := f.manifest
+	f.mu.Unlock()
+	if u.push {
+		return u.provePush(paused || frozen), 0, nil
+	}
+	req := *u.req
+	tree := f.core.Tree()
+	if paused || req.Fork != tree.Fork || req.Block != nil && !f.core.Has(req.Block.Index) {
+		if req.Manifest && known && !compat && !paused {
+			return &merkle.Proof{Fork: tree.Fork, Manifest: manifest.Encode()}, 0, nil
+		}
+		return nil, reasonNotAvailable, nil
+	}
+	proof, err = f.core.Prove(req)
+	switch {
+	case err == nil:
+		return proof, 0, nil
+	case errors.Is(err, merkle.ErrRequest):
+		f.mu.Lock()
+		u.p.invalid++
+		over := u.p.invalid > maxInvalid
+		f.mu.Unlock()
+		if over {
+			return nil, 0, u.p.blame(FaultInvalid, err)
+		}
+		return nil, reasonInvalid, nil
+	case !errors.Is(err, merkle.ErrNotStored) && !errors.Is(err, core.ErrMissing) && !errors.Is(err, core.ErrFork):
+		f.r.log.Debug("request not answered", "core", f.key.Short(), "peer", u.p.c.id, "err", err)
+	}
+	return nil, reasonNotAvailable, nil
+}
+
+// provePush builds a proof that the peer can use whatever it has of its tree;
+// nil if it could not use it.
+func (u *upload) provePush(quiet bool) *merkle.Proof {
+	f, p := u.p.f, u.p
+	index := u.req.Block.Index
+	tree := f.core.Tree()
+	f.mu.Lock()
+	ok := !quiet && p.open && p.synced && p.allowPush && p.downloading && p.fork == tree.Fork &&
+		index < tree.Length && !p.have.has(index)
+	length := p.length
+	f.mu.Unlock()
+	if !ok || !f.core.Has(index) {
+		return nil
+	}
+	req := merkle.Request{Fork: tree.Fork, Block: &merkle.BlockRequest{Index: index}, Manifest: length == 0}
+	if index < length {
+		req.Block.Nodes = merkle.MaxMissingNodes(length, 2*index)
+	} else {
+		req.Upgrade = &merkle.UpgradeRequest{Start: length, Length: tree.Length - length}
+	}
+	proof, err := f.core.Prove(req)
+	if err != nil {
+		return nil
+	}
+	f.mu.Lock()
+	p.have.add(index, index+1)
+	f.mu.Unlock()
+	return proof
+}
