@@ -39,7 +39,7 @@ import (
 // Limits and waits. Times are from the last sign of life unless said otherwise.
 const (
 	DefaultPeerBudget = 20 * time.Millisecond // until the upstream is asked as well
-	peerStall         = 300 * time.Millisecond
+	peerStall         = 750 * time.Millisecond
 	peerMinRate       = 256 << 10        // bytes a second, over the whole transfer
 	peerLimit         = 10 * time.Second // for the whole transfer, until the upstream is asked as well
 	upstreamStall     = 10 * time.Second
@@ -141,9 +141,8 @@ func (o onDisk) Create(size int64) (Writer, error) { return o.s.Create(size) }
 type Peers interface {
 	// Connected returns how many peers could be asked.
 	Connected() int
-	// Fetch gets the file of one of the digests. It may return bytes that do not
-	// match, having no way to tell; the caller calls t.Wrong then. It returns an
-	// error as soon as it knows that no peer will deliver.
+	// Fetch gets the file of one of the digests. It returns an error as soon as it
+	// knows that no peer will deliver.
 	Fetch(ctx context.Context, want []artifact.Digest, t *Transfer) (Writer, error)
 }
 
@@ -154,13 +153,17 @@ type Transfer struct {
 	// artifact may not be that big.
 	Create func(size int64) (Writer, error)
 	// Progress is to be called with the bytes received since the last call: with
-	// 0 when a peer says that it has the file or is about to have it.
+	// 0 when a peer says that it has the file.
 	Progress func(n int64)
+	// Expect asks for patience: a peer is getting the file, and more will be heard
+	// of it within d.
+	Expect func(d time.Duration)
 
 	// Peers is set by Fetch: the number of peers that delivered.
 	Peers int
-	// Wrong is set by Fetch: called if the delivered bytes do not match.
-	Wrong func()
+	// Finally may be set by Fetch. It is called when the flight has ended, however
+	// it did; stored says whether the file is in the store now.
+	Finally func(stored bool)
 }
 
 // A Source says where the bytes of an answer came from.

@@ -164,20 +164,20 @@ func (b *upstreamBody) Close() error { return nil }
 
 // fakePeers deliver data as their script says.
 type fakePeers struct {
-	data    []byte
-	find    time.Duration // until Progress(0); negative: never found
-	per64K  time.Duration
-	hangAt  int
-	none    time.Duration // if positive: error after this time
-	asked   atomic.Int64
-	accused atomic.Int64
+	data   []byte
+	find   time.Duration // until Progress(0); negative: never found
+	per64K time.Duration
+	hangAt int
+	none   time.Duration // if positive: error after this time
+	asked  atomic.Int64
+	ended  atomic.Int64
 }
 
 func (p *fakePeers) Connected() int { return 3 }
 
 func (p *fakePeers) Fetch(ctx context.Context, want []artifact.Digest, t *Transfer) (Writer, error) {
 	p.asked.Add(1)
-	t.Wrong = func() { p.accused.Add(1) }
+	t.Finally = func(bool) { p.ended.Add(1) }
 	if p.none > 0 {
 		if err := sleep(ctx, p.none); err != nil {
 			return nil, err
@@ -328,16 +328,15 @@ func TestPeersCostTheBudget(t *testing.T) {
 	wrong := bytes.Clone(data)
 	wrong[5] ^= 1
 	for name, c := range map[string]struct {
-		peers   *fakePeers
-		most    time.Duration // above the upstream's time
-		accused int64
+		peers *fakePeers
+		most  time.Duration // above the upstream's time
 	}{
 		"silent":             {peers: &fakePeers{find: -1}, most: DefaultPeerBudget},
 		"none":               {peers: &fakePeers{none: 2 * time.Millisecond}, most: 2 * time.Millisecond},
 		"late":               {peers: &fakePeers{data: data, find: time.Minute}, most: DefaultPeerBudget},
 		"hangs after half":   {peers: &fakePeers{data: data, find: time.Millisecond, hangAt: 128 << 10}, most: time.Millisecond + peerStall},
 		"drips":              {peers: &fakePeers{data: data, find: 0, per64K: 299 * time.Millisecond}, most: 2500 * time.Millisecond},
-		"lies":               {peers: &fakePeers{data: wrong, find: time.Millisecond}, most: time.Millisecond, accused: 1},
+		"lies":               {peers: &fakePeers{data: wrong, find: time.Millisecond}, most: time.Millisecond},
 		"offers a huge file": {peers: &fakePeers{data: make([]byte, 65<<20), find: time.Millisecond}, most: time.Millisecond},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -350,8 +349,8 @@ func TestPeersCostTheBudget(t *testing.T) {
 					t.Errorf("peers cost %v, want at most %v", d, c.most)
 				}
 				f.wantStored(t, true)
-				if n := c.peers.accused.Load(); n != c.accused {
-					t.Errorf("accused %d times, want %d", n, c.accused)
+				if n := c.peers.ended.Load(); n != 1 {
+					t.Errorf("the end was told %d times, want 1", n)
 				}
 			})
 		})

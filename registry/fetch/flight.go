@@ -23,6 +23,7 @@ type flight struct {
 	resolved   chan struct{} // closed when digests or digestsErr is set
 	digests    []artifact.Digest
 	digestsErr error
+	finally    func(stored bool) // set by the race's peers, called when it is over
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced at each change of what follows
@@ -119,6 +120,12 @@ func (fl *flight) run(ctx context.Context) {
 		fl.update(func() { fl.err = ctx.Err() })
 		return
 	}
+	stored := false
+	defer func() {
+		if fl.finally != nil {
+			fl.finally(stored)
+		}
+	}()
 	winner, err := newRace(fl).run(ctx)
 	if err != nil {
 		fl.update(func() { fl.err = err })
@@ -127,9 +134,11 @@ func (fl *flight) run(ctx context.Context) {
 	if winner == nil {
 		return // it was in the store
 	}
-	if _, err := winner.spool.w.Commit(winner.digest, fl.a.Private); errors.Is(err, artifact.ErrNoSpace) {
+	_, err = winner.spool.w.Commit(winner.digest, fl.a.Private)
+	switch stored = err == nil; {
+	case errors.Is(err, artifact.ErrNoSpace):
 		log.Debug("artifact served but not stored", "err", err)
-	} else if err != nil {
+	case err != nil:
 		log.Warn("artifact served but not stored", "err", err)
 	}
 }

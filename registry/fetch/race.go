@@ -16,7 +16,7 @@ import (
 type race struct {
 	fl       *flight
 	askPeers bool
-	progress chan int64  // of the peers; coalesced
+	progress chan news   // of the peers; coalesced
 	peers    chan result // nil until peers are asked
 	upstream chan result // nil until the upstream is asked
 	timer    *time.Timer // until the upstream is asked, if it is not yet
@@ -25,6 +25,12 @@ type race struct {
 	received  int64     // bytes, from peers
 	peerErr   error
 	failed    error // of the upstream
+}
+
+// news is what peers have done since last looked at.
+type news struct {
+	bytes  int64         // received
+	expect time.Duration // until more is heard; 0: the usual
 }
 
 // A result is a verified file, or why there is none.
@@ -40,7 +46,7 @@ func newRace(fl *flight) *race {
 	return &race{
 		fl:       fl,
 		askPeers: !fl.a.Private && p != nil && p.Connected() > 0,
-		progress: make(chan int64, 1),
+		progress: make(chan news, 1),
 	}
 }
 
@@ -180,14 +186,14 @@ func (r *race) startUpstream(ctx context.Context) {
 }
 
 // onProgress gives peers more time as long as they are good for it.
-func (r *race) onProgress(ctx context.Context, n int64) {
+func (r *race) onProgress(ctx context.Context, n news) {
 	if r.upstream != nil || r.failed != nil {
 		return
 	}
-	if n > 0 && r.firstByte.IsZero() {
+	if n.bytes > 0 && r.firstByte.IsZero() {
 		r.firstByte = time.Now()
 	}
-	r.received += n
+	r.received += n.bytes
 	if !r.firstByte.IsZero() {
 		d := time.Since(r.firstByte)
 		if d > peerLimit || d > time.Second && float64(r.received) < d.Seconds()*peerMinRate {
@@ -195,7 +201,7 @@ func (r *race) onProgress(ctx context.Context, n int64) {
 			return
 		}
 	}
-	r.timer.Reset(max(peerStall, r.fl.f.c.PeerBudget))
+	r.timer.Reset(max(peerStall, n.expect, r.fl.f.c.PeerBudget))
 }
 
 // onPeers reports whether the peers have won.
@@ -231,16 +237,13 @@ func (r *race) fromPeers(ctx context.Context) result {
 			}
 			return fl.f.c.Store.Create(size)
 		},
-		Progress: func(n int64) {
-			for {
-				select {
-				case r.progress <- n:
-					return
-				case m := <-r.progress: // add to what has not been seen yet
-					n += m
-				}
-			}
-		},
+		Progress: func(n int64) { r.tell(news{bytes: n}) },
+		Expect:   func(d time.Duration) { r.tell(news{expect: d}) },
+	}
+	fl.finally = func(stored bool) {
+		if t.Finally != nil {
+			t.Finally(stored)
+		}
 	}
 	w, err := fl.f.c.Peers.Fetch(ctx, fl.digests, t)
 	if err != nil {
@@ -249,12 +252,21 @@ func (r *race) fromPeers(ctx context.Context) result {
 	d, err := matching(w, fl.digests)
 	if err != nil {
 		w.Close()
-		if t.Wrong != nil {
-			t.Wrong()
-		}
 		return result{err: fmt.Errorf("peer gave wrong bytes: %w", err)}
 	}
 	return result{&spool{w: w, size: w.Size(), source: Peer, verified: true, refs: 1}, d, t.Peers, nil}
+}
+
+// tell passes n on without blocking, added to what has not been seen yet.
+func (r *race) tell(n news) {
+	for {
+		select {
+		case r.progress <- n:
+			return
+		case m := <-r.progress:
+			n = news{n.bytes + m.bytes, max(n.expect, m.expect)}
+		}
+	}
 }
 
 // matching returns the digest that w matches.

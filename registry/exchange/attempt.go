@@ -1,0 +1,428 @@
+package exchange
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pkgswarm/pkgswarm/internal/compact"
+	"github.com/pkgswarm/pkgswarm/registry/artifact"
+	"github.com/pkgswarm/pkgswarm/registry/fetch"
+)
+
+// A Downloader gets static cores from peers.
+type Downloader interface {
+	// Download writes the size bytes of the static core to w, verified block by
+	// block against its key. peers say that they have it. progress is called with
+	// the bytes received since its last call. It returns when ctx ends.
+	Download(ctx context.Context, key artifact.Key, size int64, peers []PeerKey, w fetch.Writer, progress func(int64)) error
+}
+
+var (
+	errNobody = errors.New("no peer has it")
+	errLease  = errors.New("the fleet leaves it to this node")
+	errKeeper = errors.New("the keeper of the lease does not answer")
+	errHolder = errors.New("the holder of the lease does not deliver")
+)
+
+// An attempt is a search for one artifact. Its fields are guarded by
+// Exchange.mu, but for the constant ones at the top.
+type attempt struct {
+	ids     map[uint64]artifact.Digest // of the wants and the lease request
+	digests []artifact.Digest
+	began   time.Time
+	wake    chan struct{}
+
+	asked      map[PeerKey]*asked
+	candidates []*candidate
+	finished   bool
+
+	// In a fleet:
+	keeper   PeerKey          // whom we have asked for the lease; zero if nobody
+	askedAt  time.Time        // when
+	holder   PeerKey          // who has it; zero while not known
+	heldAt   time.Time        // when we learnt of the holder, or last heard of it
+	failed   map[PeerKey]bool // holders that turned out not to have it
+	released bool
+}
+
+// asked is what we know of a peer that we have asked.
+type asked struct {
+	open    int  // wants not answered
+	getting bool // it is getting the file
+	lacks   bool // it said "not here" since it was last asked
+}
+
+// A candidate is a core that is said to be the file.
+type candidate struct {
+	digest artifact.Digest
+	key    artifact.Key
+	size   uint64
+	peers  []PeerKey
+	tried  bool
+}
+
+func (a *attempt) signal() {
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Fetch implements [fetch.Peers].
+func (x *Exchange) Fetch(ctx context.Context, ds []artifact.Digest, t *fetch.Transfer) (fetch.Writer, error) {
+	a := x.begin(ds)
+	defer x.forget(a)
+	t.Finally = func(stored bool) { x.finish(a, stored) }
+	if x.c.Fleet != nil {
+		t.Expect(keeperSilence)
+	}
+	for {
+		next, c, wait := x.decide(a, t)
+		switch {
+		case c != nil:
+			if w := x.download(ctx, c, t); w != nil {
+				return w, nil
+			}
+			continue
+		case next != nil:
+			return nil, next
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-a.wake:
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, ctx.Err()
+		}
+		timer.Stop()
+	}
+}
+
+// begin asks the connected peers.
+func (x *Exchange) begin(ds []artifact.Digest) *attempt {
+	a := &attempt{
+		ids:     make(map[uint64]artifact.Digest),
+		digests: ds,
+		began:   time.Now(),
+		wake:    make(chan struct{}, 1),
+		asked:   make(map[PeerKey]*asked),
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, d := range ds {
+		x.nextID++
+		a.ids[x.nextID] = d
+		x.attempts[x.nextID] = a
+		x.fetching[d]++
+	}
+	for _, p := range x.peers { // in random order
+		if len(a.asked) == maxAsked {
+			break
+		}
+		x.ask(a, p)
+	}
+	x.beat(a)
+	return a
+}
+
+// ask sends the wants of a to p. The caller holds x.mu.
+func (x *Exchange) ask(a *attempt, p *Peer) {
+	a.asked[p.key] = &asked{open: len(a.ids)}
+	for id, d := range a.ids {
+		p.push(msgWant, appendWant(nil, want{id, d}))
+	}
+}
+
+// forget ends the waiting for answers.
+func (x *Exchange) forget(a *attempt) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for id := range a.ids {
+		delete(x.attempts, id)
+	}
+	for key, s := range a.asked {
+		p := x.peers[key]
+		if p == nil || s.open == 0 && !s.getting {
+			continue
+		}
+		for id := range a.ids {
+			p.push(msgCancel, compact.AppendUint(nil, id))
+		}
+	}
+}
+
+// finish tells those who wait how the fetching, by whatever way, has ended.
+func (x *Exchange) finish(a *attempt, stored bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if a.finished {
+		return
+	}
+	a.finished = true
+	for _, d := range a.digests {
+		if x.fetching[d]--; x.fetching[d] <= 0 {
+			delete(x.fetching, d)
+		}
+	}
+	x.release(a, stored)
+	for _, p := range x.peers {
+		for id, d := range p.waiting {
+			if x.fetching[d] == 0 {
+				delete(p.waiting, id)
+				p.queue(want{id, d}) // answered by another goroutine, from the store
+			}
+		}
+	}
+}
+
+// beat tells those who wait that we are still at it. The caller holds x.mu.
+func (x *Exchange) beat(a *attempt) {
+	time.AfterFunc(heartbeat, func() {
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		if a.finished {
+			return
+		}
+		for _, p := range x.peers {
+			for id, d := range p.waiting {
+				for _, ours := range a.digests {
+					if d == ours {
+						p.push(msgMissing, appendMissing(nil, missing{id, beingFetched}))
+					}
+				}
+			}
+		}
+		x.beat(a)
+	})
+}
+
+// decide returns a core to download, or why to give up, or how long to wait for
+// news.
+func (x *Exchange) decide(a *attempt, t *fetch.Transfer) (giveUp error, c *candidate, wait time.Duration) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, c := range a.candidates {
+		if !c.tried {
+			c.tried = true
+			return nil, &candidate{digest: c.digest, key: c.key, size: c.size, peers: append([]PeerKey(nil), c.peers...)}, 0
+		}
+	}
+	if x.c.Fleet != nil {
+		err, wait := x.decideFleet(a, t)
+		return err, nil, wait
+	}
+	for key, s := range a.asked {
+		if s.open > 0 && x.peers[key] != nil {
+			return nil, nil, time.Minute // the flight asks the upstream meanwhile
+		}
+	}
+	return errNobody, nil, 0
+}
+
+// decideFleet says whether to go to the upstream, and if not, how long to wait.
+// The caller holds x.mu.
+func (x *Exchange) decideFleet(a *attempt, t *fetch.Transfer) (error, time.Duration) {
+	now := time.Now()
+	self := x.c.Fleet.Self
+	if now.Sub(a.began) > leasePatience {
+		return errHolder, 0
+	}
+	if a.holder != (PeerKey{}) && a.holder != self && x.peers[a.holder] == nil {
+		a.holder, a.keeper = PeerKey{}, PeerKey{} // it left: ask again who goes
+	}
+	if a.holder == (PeerKey{}) && (a.keeper == (PeerKey{}) || x.peers[a.keeper] == nil) {
+		x.requestLease(a, now)
+	}
+	switch {
+	case a.holder == self:
+		return errLease, 0
+	case a.holder == (PeerKey{}):
+		left := keeperSilence - now.Sub(a.askedAt)
+		if left <= 0 {
+			if k := x.peers[a.keeper]; k != nil {
+				k.suspect = now
+			}
+			return errKeeper, 0
+		}
+		return nil, left
+	}
+	if s := a.asked[a.holder]; s != nil && s.lacks {
+		if a.failed[a.holder] {
+			return errHolder, 0 // the keeper insists on it
+		}
+		// It failed. One of those who waited gets the lease next.
+		if a.failed == nil {
+			a.failed = make(map[PeerKey]bool)
+		}
+		a.failed[a.holder] = true
+		a.holder = PeerKey{}
+		x.requestLease(a, now)
+		return nil, keeperSilence
+	}
+	left := holderSilence - now.Sub(a.heldAt)
+	if left <= 0 {
+		return errHolder, 0
+	}
+	t.Expect(left)
+	return nil, left
+}
+
+// requestLease asks the keeper for the lease. The caller holds x.mu.
+func (x *Exchange) requestLease(a *attempt, now time.Time) {
+	f := x.c.Fleet
+	members := []PeerKey{f.Self}
+	for key, p := range x.peers {
+		if p.member && now.Sub(p.suspect) > time.Minute {
+			members = append(members, key)
+		}
+	}
+	d := a.digests[0]
+	a.keeper, a.askedAt = keeper(f.Secret, d, members), now
+	if a.keeper == f.Self {
+		x.setHolder(a, x.leases.request(d, f.Self, now))
+		return
+	}
+	for id, ad := range a.ids {
+		if ad == d {
+			x.peers[a.keeper].push(msgLease, appendWant(nil, want{id, d}))
+		}
+	}
+}
+
+// setHolder notes who has the lease and asks it for the file. The caller holds x.mu.
+func (x *Exchange) setHolder(a *attempt, holder PeerKey) {
+	a.holder, a.heldAt = holder, time.Now()
+	if p := x.peers[holder]; p != nil {
+		// It may have said "not here" before it began.
+		x.ask(a, p)
+	}
+	a.signal()
+}
+
+// release gives back the lease. The caller holds x.mu.
+func (x *Exchange) release(a *attempt, stored bool) {
+	f := x.c.Fleet
+	if f == nil || a.holder != f.Self || a.released {
+		return
+	}
+	a.released = true
+	if a.keeper == f.Self {
+		x.leases.release(a.digests[0], f.Self, stored, time.Now())
+	} else if p := x.peers[a.keeper]; p != nil {
+		p.push(msgRelease, appendRelease(nil, release{a.digests[0], stored}))
+	}
+}
+
+func (x *Exchange) onLeased(p *Peer, ls []leased) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, l := range ls {
+		if a := x.attempts[l.id]; a != nil && a.keeper == p.key && a.holder == (PeerKey{}) {
+			x.setHolder(a, l.holder)
+		}
+	}
+}
+
+func (x *Exchange) onFound(p *Peer, fs []found) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, f := range fs {
+		a := x.attempts[f.id]
+		if a == nil || a.asked[p.key] == nil {
+			continue // too late, or never asked
+		}
+		a.answered(p.key)
+		a.asked[p.key].getting = false
+		a.add(candidate{digest: a.ids[f.id], key: f.key, size: f.size}, p.key)
+		a.signal()
+	}
+}
+
+// answered notes an answer of a peer.
+func (a *attempt) answered(p PeerKey) {
+	if s := a.asked[p]; s.open > 0 {
+		s.open--
+	}
+}
+
+// add notes that a peer offers c.
+func (a *attempt) add(c candidate, p PeerKey) {
+	for _, have := range a.candidates {
+		if have.digest == c.digest && have.key == c.key && have.size == c.size {
+			have.peers = append(have.peers, p)
+			return
+		}
+	}
+	if len(a.candidates) < maxAsked {
+		c.peers = []PeerKey{p}
+		a.candidates = append(a.candidates, &c)
+	}
+}
+
+func (x *Exchange) onMissing(p *Peer, ms []missing) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, m := range ms {
+		a := x.attempts[m.id]
+		if a == nil || a.asked[p.key] == nil {
+			continue
+		}
+		s := a.asked[p.key]
+		if !s.getting {
+			a.answered(p.key)
+		}
+		s.getting = m.state == beingFetched
+		s.lacks = !s.getting && s.open == 0
+		if s.getting && a.holder == p.key {
+			a.heldAt = time.Now()
+		}
+		a.signal()
+	}
+}
+
+// download gets c and checks it. It returns nil if that fails; then others are tried.
+func (x *Exchange) download(ctx context.Context, c *candidate, t *fetch.Transfer) fetch.Writer {
+	w, err := x.tryDownload(ctx, c, t)
+	if err == nil {
+		t.Peers = len(c.peers)
+		return w
+	}
+	if _, wrong := errors.AsType[*artifact.MismatchError](err); wrong { // SEC-22
+		for _, p := range c.peers {
+			x.c.Blame(p, "offered a file that does not match its digest")
+		}
+	}
+	x.log.Debug("artifact from peers", "digest", c.digest.String(), "peers", len(c.peers), "err", err)
+	return nil
+}
+
+func (x *Exchange) tryDownload(ctx context.Context, c *candidate, t *fetch.Transfer) (w fetch.Writer, err error) {
+	if c.size > 1<<40 {
+		return nil, fmt.Errorf("a file of %d bytes is offered", c.size)
+	}
+	t.Progress(0)
+	if w, err = t.Create(int64(c.size)); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			w.Close()
+			w = nil
+		}
+	}()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stall := time.AfterFunc(downloadStall, func() { cancel(errors.New("peers have stalled")) })
+	defer stall.Stop()
+	err = x.c.Download.Download(ctx, c.key, int64(c.size), c.peers, w, func(n int64) {
+		stall.Reset(downloadStall)
+		t.Progress(n)
+	})
+	if err != nil {
+		return nil, errors.Join(err, context.Cause(ctx))
+	}
+	return w, w.Verify(c.digest)
+}
