@@ -57,12 +57,13 @@ const Version = 1
 
 // Limits on what a peer can make a node do, and waits.
 const (
-	MaxBatch      = 1024 // entries of one message
-	maxWaiting    = 1024 // wants of one peer that wait for a file being fetched
-	maxQueued     = 1024 // wants of one peer not yet answered; more are not here
-	wantsPerSec   = 2000 // answered for one peer; bursts of maxQueued
-	maxAsked      = 64   // peers asked for one artifact
-	maxLeases     = 4096 // that a keeper remembers
+	MaxBatch      = 1024  // entries of one message
+	maxWaiting    = 1024  // wants of one peer that wait for a file being fetched
+	maxQueued     = 1024  // wants of one peer not yet answered; more are not here
+	maxOut        = 16384 // entries not yet sent to one peer; more end the channel
+	wantsPerSec   = 2000  // answered for one peer; bursts of maxQueued
+	maxAsked      = 64    // peers asked for one artifact
+	maxLeases     = 4096  // that a keeper remembers
 	heartbeat     = 150 * time.Millisecond
 	holderSilence = 2 * time.Second
 	keeperSilence = 500 * time.Millisecond

@@ -261,8 +261,15 @@ func (p *Peer) found(w want) bool {
 // push leaves an entry to be sent. Entries that are sent together share a message.
 func (p *Peer) push(msg int, entry []byte) {
 	p.outMu.Lock()
-	p.out = append(p.out, outgoing{msg, entry})
+	full := len(p.out) >= maxOut
+	if !full {
+		p.out = append(p.out, outgoing{msg, entry})
+	}
 	p.outMu.Unlock()
+	if full { // it asks and does not read: SEC-20
+		go p.Close() // takes x.mu, which our caller may hold
+		return
+	}
 	select {
 	case p.wake <- struct{}{}:
 	default:
