@@ -59,6 +59,8 @@ type Cores interface {
 	// static core and returns its key. r reads the same file. Adding a file
 	// again, from the same or another path, is no error.
 	Add(path string, r io.ReaderAt, size int64) (Key, error)
+	// Has reports whether the core of that key is there, whole.
+	Has(k Key) bool
 	// Remove forgets the core of that key. The file at its path goes away next.
 	Remove(k Key) error
 }
@@ -441,14 +443,20 @@ func (s *Store) CheckSharedKey(k Key) (Info, error) {
 }
 
 func (s *Store) checkShared(rec *record) (Info, error) {
-	if rec.Private || rec.Key == (Key{}) || s.withdrawn(rec.SHA256) != nil {
+	if s.opts.Cores == nil || rec.Private || rec.Key == (Key{}) || s.withdrawn(rec.SHA256) != nil {
 		return Info{}, ErrNotFound
 	}
 	f, err := s.openChecked(rec)
 	if err != nil {
 		return Info{}, ErrNotFound
 	}
-	f.Close()
+	defer f.Close()
+	if !s.opts.Cores.Has(rec.Key) {
+		// Its own database may have lost what was not yet on the disk in a crash.
+		if k, err := s.opts.Cores.Add(s.abs(rec.path()), f, rec.Size); err != nil || k != rec.Key {
+			return Info{}, ErrNotFound
+		}
+	}
 	return rec.Info, nil
 }
 

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pkgswarm/pkgswarm/core"
 	"golang.org/x/mod/sumdb/dirhash"
 )
 
@@ -40,6 +41,12 @@ func (c *fakeCores) Add(path string, r io.ReaderAt, size int64) (Key, error) {
 	}
 	c.keys[k] = path
 	return k, nil
+}
+
+func (c *fakeCores) Has(k Key) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.keys[k] != ""
 }
 
 func (c *fakeCores) Remove(k Key) error {
@@ -623,3 +630,45 @@ func FuzzRecord(f *testing.F) { // SEC-8
 }
 
 func timeUnix(sec int64) time.Time { return time.Unix(sec, 0) }
+
+// TestInCoreStore shares files as real static cores and reads them back.
+func TestInCoreStore(t *testing.T) {
+	cores, err := core.OpenStore(t.TempDir(), core.Options{NoSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cores.Close()
+	s := openTemp(t, Options{Cores: InCoreStore(cores)})
+	data := bytes.Repeat([]byte("0123456789"), 20_000)
+	info := mustPut(t, s, data)
+	c, err := cores.OpenExisting(core.Key(info.Key))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []byte
+	for i := range c.Length() {
+		b, err := c.Get(t.Context(), i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, b...)
+	}
+	c.Close()
+	if !bytes.Equal(got, data) {
+		t.Errorf("the core holds %d other bytes", len(got))
+	}
+	empty := mustPut(t, s, nil)
+	if _, err := s.CheckShared(empty.Digest()); empty.Key != (Key{}) || !errors.Is(err, ErrNotFound) {
+		t.Errorf("the empty file is shared: %v", err)
+	}
+	wantContent(t, s, nil)
+	if err := cores.Delete(core.Key(info.Key)); err != nil { // lost in a crash
+		t.Fatal(err)
+	}
+	if _, err := s.CheckShared(info.Digest()); err != nil || !InCoreStore(cores).Has(info.Key) {
+		t.Errorf("the core was not made again: %v", err)
+	}
+	if err := s.Remove(info.SHA256); err != nil || InCoreStore(cores).Has(info.Key) {
+		t.Errorf("the core outlives its file: %v", err)
+	}
+}

@@ -586,8 +586,8 @@ func TestGreedyPeer(t *testing.T) {
 			p.Handle(msgWant, encode(ws, appendWant))
 		}
 		synctest.Wait()
-		if x.Connected() != 0 || len(p.out) > maxOut {
-			t.Errorf("a flooding peer is still connected, %d answers wait", len(p.out))
+		if x.Connected() != 0 {
+			t.Errorf("a flooding peer is still connected")
 		}
 		if n := yes.Load(); n > 2*maxQueued || n == 0 {
 			t.Errorf("%d answered found, %d not", n, no.Load())
