@@ -1,0 +1,122 @@
+package filecache
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func open(t *testing.T, dir string, max int64) *Cache {
+	t.Helper()
+	c, err := Open(dir, max)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func TestPutGet(t *testing.T) {
+	dir := t.TempDir()
+	c := open(t, dir, 0)
+	for _, key := range []string{"", "a", "../../etc/passwd", strings.Repeat("k", 10_000), "\x00"} {
+		for _, data := range [][]byte{{}, []byte("one"), bytes.Repeat([]byte("x"), 100_000)} {
+			if err := c.Put(key, data); err != nil {
+				t.Fatalf("Put(%.20q): %v", key, err)
+			}
+			got, err := open(t, dir, 0).Get(key)
+			if err != nil || !bytes.Equal(got, data) {
+				t.Errorf("Get(%.20q) = %d bytes, %v, want %d", key, len(got), err, len(data))
+			}
+		}
+	}
+	if _, err := c.Get("other"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Get(other): %v, want missing", err)
+	}
+	if err := c.Put("big", make([]byte, MaxEntry+1)); err == nil {
+		t.Error("an entry over the limit was taken")
+	}
+	c.Remove("a")
+	if _, err := c.Get("a"); err == nil {
+		t.Error("a removed entry is still there")
+	}
+}
+
+// REL-4: whatever happens to a file, its entry is right or missing.
+func TestDamage(t *testing.T) {
+	dir := t.TempDir()
+	c := open(t, dir, 0)
+	file := func(key string) string { return filepath.Join(dir, fileName(key)) }
+	data := []byte("the right bytes")
+	for name, damage := range map[string]func(b []byte) []byte{
+		"bit":   func(b []byte) []byte { b[rand.IntN(len(b))] ^= 1 << rand.IntN(8); return b },
+		"zeros": func(b []byte) []byte { clear(b); return b },
+		"cut":   func(b []byte) []byte { return b[:rand.IntN(len(b))] },
+		"grown": func(b []byte) []byte { return append(b, 0) },
+		"empty": func(b []byte) []byte { return nil },
+		"other": func(b []byte) []byte { return encode("other", data) },
+	} {
+		for range 50 {
+			c.Put("key", data)
+			b, _ := os.ReadFile(file("key"))
+			os.WriteFile(file("key"), damage(b), 0o600)
+			if got, err := c.Get("key"); err == nil {
+				t.Fatalf("%s: Get = %q", name, got)
+			}
+		}
+	}
+	c.Put("key", data)
+	c.Put("victim", data)
+	outside := filepath.Join(t.TempDir(), "f")
+	os.WriteFile(outside, encode("key", []byte("foreign")), 0o600)
+	os.Remove(file("key"))
+	os.Symlink(outside, file("key"))
+	if got, err := c.Get("key"); err == nil { // SEC-42
+		t.Errorf("a link out of the cache was followed: %q", got)
+	}
+	os.Remove(file("victim"))
+	os.Mkdir(file("victim"), 0o700)
+	if _, err := c.Get("victim"); err == nil {
+		t.Error("a directory was read")
+	}
+}
+
+func TestTrim(t *testing.T) {
+	c := open(t, t.TempDir(), 100_000)
+	for i := range 50 {
+		key := string(rune('a' + i))
+		if err := c.Put(key, make([]byte, 10_000)); err != nil {
+			t.Fatal(err)
+		}
+		when := time.Now().Add(time.Duration(i-1000) * time.Second)
+		c.root.Chtimes(fileName(key), when, when)
+	}
+	c.Trim()
+	held := 0
+	for i := range 50 {
+		if _, err := c.Get(string(rune('a' + i))); err == nil {
+			held++
+		}
+	}
+	if held == 0 || held > 10 || c.size.Load() > 100_000 {
+		t.Errorf("%d entries, %d bytes held", held, c.size.Load())
+	}
+	if _, err := c.Get(string(rune('a' + 49))); err != nil {
+		t.Errorf("the newest entry is gone: %v", err)
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	f.Add("k", encode("k", []byte("v")))
+	f.Fuzz(func(t *testing.T, key string, b []byte) { // SEC-8
+		if data, ok := decode(key, b); ok && !bytes.Equal(encode(key, data), b) {
+			t.Errorf("decode(%q, %q) is not the inverse of encode", key, b)
+		}
+	})
+}
