@@ -226,6 +226,9 @@ func (f *feed) remove(p *peer) {
 	for _, req := range p.requests() {
 		f.giveUp(req)
 	}
+	if p.work.d != nil {
+		p.work.d.putBack(&p.work)
+	}
 	p.have.forgetAll()
 	if f.err == nil {
 		f.signal()

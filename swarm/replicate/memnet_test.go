@@ -69,6 +69,28 @@ func (n *node) feeds() int {
 	return len(n.r.feeds)
 }
 
+// dump logs what a node waits for.
+func (n *node) dump() {
+	n.r.mu.Lock()
+	defer n.r.mu.Unlock()
+	for _, f := range n.r.feeds {
+		f.mu.Lock()
+		n.t.Logf("core %s: length %d fork %d, %d blocks, %d urgent, %d retry, ticking %v, upgrade %v", f.key.Short(), f.tree.Length, f.tree.Fork,
+			len(f.blocks), len(f.urgent), len(f.retry), f.ticking, f.upgrade != nil)
+		for _, b := range f.blocks {
+			n.t.Logf("  block %d: waiters %d, %d asked, %d late", b.index, b.waiters, b.asked(), len(b.reqs)-b.asked())
+		}
+		for _, d := range f.ranges {
+			n.t.Logf("  range %d..%d, low %d, %d pending", d.lo, d.hi, d.low, len(d.pending))
+		}
+		for _, p := range f.peers {
+			n.t.Logf("  peer %s: open %v synced %v length %d fork %d acked %d canUpgrade %v contiguous %d, %d in flight, room %d, strikes %d, refused %d, paused %v, stalled %v, work %d..%d",
+				p.c.id, p.open, p.synced, p.length, p.fork, p.acked, p.canUpgrade, p.have.contiguous, len(p.inFlight), f.room(p), p.strikes, len(p.refused), p.paused, p.stalled, p.work.next, p.work.end)
+		}
+		f.mu.Unlock()
+	}
+}
+
 // open opens a session for key, on the node's core or a new empty one.
 func (n *node) open(key core.Key, o SessionOptions) (*Session, *memCore) {
 	n.mu.Lock()

@@ -155,7 +155,7 @@ func (f *feed) requeue(b *block) {
 		}
 		return
 	}
-	if len(b.reqs) == 0 {
+	if len(b.reqs) == 0 && !b.timid {
 		delete(f.blocks, b.index)
 	}
 	f.retry = append(f.retry, b.index)
