@@ -261,8 +261,11 @@ func TestChannelFlood(t *testing.T) {
 			time.Sleep(time.Microsecond)
 		}
 		time.Sleep(time.Second)
-		if a.feeds() != 0 || len(l.a.remote) != 0 {
-			t.Errorf("%d feeds, %d channels", a.feeds(), len(l.a.remote))
+		l.a.mu.Lock()
+		open := len(l.a.remote)
+		l.a.mu.Unlock()
+		if a.feeds() != 0 || open != 0 {
+			t.Errorf("%d feeds, %d channels", a.feeds(), open)
 		}
 		l.a.deliver(frame{id: c.key.Discovery(), kind: frameOpen, payload: make([]byte, 33)})
 		time.Sleep(time.Second)

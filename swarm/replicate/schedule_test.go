@@ -188,19 +188,20 @@ func TestSwarm(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		took := time.Since(start)
+		for _, l := range links {
+			l.cut()
+		}
 		for _, l := range seedLinks {
 			upload += l.b.bytes
 		}
 		copies := float64(upload) / float64(1600*16<<10)
-		t.Logf("the seed sent %.2f copies in %v", copies, time.Since(start))
+		t.Logf("the seed sent %.2f copies in %v", copies, took)
 		if copies > 1.5 {
 			t.Errorf("the seed sent %.2f copies", copies)
 		}
 		for _, n := range leeches {
 			sameBlocks(t, n.cores[c.key.Discovery()], c)
-		}
-		for _, l := range links {
-			l.cut()
 		}
 	})
 }
