@@ -387,7 +387,9 @@ func (x *Exchange) onMissing(p *Peer, ms []missing) {
 func (x *Exchange) download(ctx context.Context, c *candidate, t *fetch.Transfer) fetch.Writer {
 	w, err := x.tryDownload(ctx, c, t)
 	if err == nil {
-		t.Peers = len(c.peers)
+		for _, p := range c.peers {
+			t.Peers = append(t.Peers, p.String())
+		}
 		return w
 	}
 	if _, wrong := errors.AsType[*artifact.MismatchError](err); wrong { // SEC-22

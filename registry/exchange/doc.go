@@ -41,6 +41,7 @@
 package exchange
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"time"
@@ -94,6 +95,9 @@ const (
 
 // A PeerKey is a peer's static public key.
 type PeerKey [32]byte
+
+// String returns the first 8 bytes in hex, which is how people are shown a peer.
+func (k PeerKey) String() string { return hex.EncodeToString(k[:8]) }
 
 // ErrProtocol says that a peer breaks the protocol; its channel is to be closed.
 var ErrProtocol = errors.New("artifact exchange: protocol error")

@@ -159,8 +159,8 @@ type Transfer struct {
 	// of it within d.
 	Expect func(d time.Duration)
 
-	// Peers is set by Fetch: the number of peers that delivered.
-	Peers int
+	// Peers is set by Fetch: the names of the peers that delivered.
+	Peers []string
 	// Finally may be set by Fetch. It is called when the flight has ended, however
 	// it did; stored says whether the file is in the store now.
 	Finally func(stored bool)
@@ -178,9 +178,9 @@ const (
 // An Event describes one answered request for an artifact.
 type Event struct {
 	Name    string
-	Source  Source // empty after an error
-	Bytes   int64  // size of the artifact, -1 if unknown
-	Peers   int    // peers that delivered, if Source is Peer
+	Source  Source   // empty after an error
+	Bytes   int64    // size of the artifact, -1 if unknown
+	Peers   []string // that delivered, if Source is Peer
 	Elapsed time.Duration
 	Err     error
 }
@@ -290,14 +290,14 @@ func (f *Fetcher) Fetch(ctx context.Context, a *Artifact) (*Body, error) {
 	return b, err
 }
 
-func (f *Fetcher) fetch(ctx context.Context, a *Artifact) (*Body, int, error) {
+func (f *Fetcher) fetch(ctx context.Context, a *Artifact) (*Body, []string, error) {
 	for {
 		if b, err := f.Stored(a.Known); !errors.Is(err, artifact.ErrNotFound) {
-			return b, 0, err
+			return b, nil, err
 		}
 		fl, err := f.join(a)
 		if err != nil {
-			return nil, 0, err
+			return nil, nil, err
 		}
 		b, peers, err := fl.body(ctx)
 		fl.leave()

@@ -208,7 +208,7 @@ func (p *fakePeers) Fetch(ctx context.Context, want []artifact.Digest, t *Transf
 		w.Write(b)
 		t.Progress(int64(len(b)))
 	}
-	t.Peers = 1
+	t.Peers = []string{"p"}
 	return w, nil
 }
 

@@ -30,7 +30,7 @@ type flight struct {
 	spool   *spool        // what readers read; nil until there is something to read
 	shown   bool          // a reader was given bytes of spool before it was verified
 	stored  bool          // the file was in the store all along
-	peers   int           // peers that delivered
+	peers   []string      // that delivered
 	err     error         // why there will be nothing more
 	ended   bool          // run has returned
 	users   int           // run and the readers: they keep spool open
@@ -202,7 +202,7 @@ func (fl *flight) show(s *spool) {
 }
 
 // body waits until there is something for a client to read.
-func (fl *flight) body(ctx context.Context) (*Body, int, error) {
+func (fl *flight) body(ctx context.Context) (*Body, []string, error) {
 	late := time.NewTimer(patience)
 	defer late.Stop()
 	for {
@@ -214,22 +214,22 @@ func (fl *flight) body(ctx context.Context) (*Body, int, error) {
 		case b != nil:
 			return b, peers, nil
 		case err != nil:
-			return nil, 0, err
+			return nil, nil, err
 		case stored:
 			b, err := fl.f.Stored(fl.digests) // set before stored was
 			if errors.Is(err, artifact.ErrNotFound) {
 				err = errEnded // evicted in this very moment
 			}
-			return b, 0, err
+			return b, nil, err
 		case ended:
-			return nil, 0, errEnded
+			return nil, nil, errEnded
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, 0, ctx.Err()
+			return nil, nil, ctx.Err()
 		case <-late.C:
-			return nil, 0, fmt.Errorf("fetch %s: %w", fl.a.Name, ErrStalled)
+			return nil, nil, fmt.Errorf("fetch %s: %w", fl.a.Name, ErrStalled)
 		}
 	}
 }

@@ -37,7 +37,7 @@ type news struct {
 type result struct {
 	spool  *spool
 	digest artifact.Digest
-	peers  int
+	peers  []string
 	err    error
 }
 

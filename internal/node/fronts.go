@@ -1,0 +1,5 @@
+package node
+
+func (n *Node) openFronts() error { return nil }
+
+func (n *Node) upstreams() []string { return []string{} }

@@ -1,0 +1,419 @@
+// Package node is the mirror as a running process: stores, swarm, fetch policy,
+// front ends and one HTTP listener, wired together from a [Config].
+//
+// Everything a node keeps is in two directories, both open to nobody else. The
+// data directory may be deleted or replaced by a CI cache at any time while no
+// node runs:
+//
+//	store/cores, store/artifacts   databases
+//	artifacts/                     the files
+//	cargo/, go/                    cached answers of upstreams
+//
+// The state directory holds what must not be lost or rolled back: the identity
+// among peers (identity), the token for changes over HTTP (token), the newest
+// tree heads seen (heads/).
+//
+// # Paths
+//
+//	/cargo/...            cargo's sparse registry; its crates under /cargo/dl/
+//	/go/..., and at the root all of /…/@v/…, /…/@latest, /sumdb/…   the GOPROXY
+//	/api/v1/status        figures as JSON
+//	/metrics              for Prometheus
+//	/healthz /readyz      alive; able to serve
+//	/                     the dashboard
+package node
+
+import (
+	"context"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/pkgswarm/pkgswarm/core"
+	"github.com/pkgswarm/pkgswarm/internal/httpguard"
+	"github.com/pkgswarm/pkgswarm/registry/artifact"
+	"github.com/pkgswarm/pkgswarm/registry/exchange"
+	"github.com/pkgswarm/pkgswarm/registry/fetch"
+)
+
+const (
+	stopTimeout = 8 * time.Second // for answers in flight; the whole stop takes at most 10 s
+	scrubEvery  = 24 * time.Hour
+)
+
+// Config configures a node. See the flags of pkgswarm serve.
+type Config struct {
+	Listen string // address of the HTTP listener
+	Data   string // directory
+	State  string // directory
+
+	CargoUpstream string        // sparse+URL; empty: what the machine's cargo uses
+	GoUpstream    string        // as GOPROXY; empty: what the machine's go uses
+	SumDB         string        // as GOSUMDB; empty: what the machine's go uses
+	Private       []string      // patterns as in GOPRIVATE, beside those of the machine's go
+	IndexTTL      time.Duration // until an index answer is revalidated; 0: 10 minutes
+	Offline       bool          // never ask an upstream
+
+	DiskCap int64 // bytes of artifacts; 0: no bound
+
+	SwarmListen    string   // address for peers; empty: none
+	Peers          []string // addresses of peers
+	LAN            bool     // discover peers on the local network
+	FleetTokenFile string   // the join token of a fleet
+	PeerBudget     time.Duration
+
+	PublicURL string   // how clients off this machine reach the node
+	Hosts     []string // further values of the Host header that are accepted
+	TLSCert   string   // certificate and key files: HTTPS, with HTTP/2
+	TLSKey    string
+	TokenFile string // clients must give this token
+	Insecure  bool   // listen off loopback without TLS and token
+
+	Version string
+	Summary func(Usage)  // called after each burst of artifacts; may be nil
+	Logger  *slog.Logger // nil discards
+}
+
+// A Node is one running mirror.
+type Node struct {
+	c       Config
+	log     *slog.Logger
+	started time.Time
+
+	cores     *core.Store
+	artifacts *artifact.Store
+	exchange  *exchange.Exchange
+	fetcher   *fetch.Fetcher
+	fronts    []front
+	swarm     *peers // nil without a swarm
+	metrics   *metrics
+	usage     recorder
+	loops     loops
+	token     string // for changes over HTTP
+
+	ln       net.Listener
+	handler  http.Handler
+	stopping atomic.Bool
+	closers  []func() error // in the order of opening
+}
+
+// A front is a front end on the node's router.
+type front struct {
+	name   string
+	prefix string // of its paths
+	h      http.Handler
+	loops  map[string]func(context.Context) error
+}
+
+// An AddrInUseError says that the listener's address is taken.
+type AddrInUseError struct {
+	Addr string
+	Err  error
+}
+
+func (e *AddrInUseError) Error() string { return fmt.Sprintf("listen on %s: address in use", e.Addr) }
+func (e *AddrInUseError) Unwrap() error { return e.Err }
+
+// Open opens the stores, wires the parts and begins to listen. Run serves; Close
+// must be called in the end. The error is a [core.InUseError] if another process
+// has the data directory, an [AddrInUseError] if another has the address.
+func Open(c Config) (_ *Node, err error) {
+	n := &Node{c: c, log: c.Logger, started: time.Now()}
+	if n.log == nil {
+		n.log = slog.New(slog.DiscardHandler)
+	}
+	n.loops.log = n.log
+	n.usage.summary = c.Summary
+	defer func() {
+		if err != nil {
+			n.Close()
+		}
+	}()
+	for _, dir := range []string{c.Data, c.State} {
+		if err := privateDir(dir); err != nil {
+			return nil, err
+		}
+	}
+	if n.token, err = loadToken(filepath.Join(c.State, "token")); err != nil {
+		return nil, err
+	}
+	if err := n.openStores(); err != nil {
+		return nil, err
+	}
+	if err := n.openSwarm(); err != nil {
+		return nil, err
+	}
+	n.metrics = newMetrics(n)
+	n.fetcher = fetch.New(fetch.Config{
+		Store:      fetch.OnDisk(n.artifacts),
+		Peers:      n.exchange,
+		PeerBudget: c.PeerBudget,
+		Observe: func(e fetch.Event) {
+			n.usage.observe(e)
+			n.metrics.observe(e)
+			n.log.Debug("artifact", "artifact", e.Name, "source", e.Source, "bytes", e.Bytes, "elapsed", e.Elapsed, "err", e.Err)
+		},
+		Logger: n.log,
+	})
+	n.closers = append(n.closers, func() error { n.fetcher.Close(); return nil })
+	if err := n.openFronts(); err != nil {
+		return nil, err
+	}
+	if err := n.listen(); err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// privateDir makes dir, or checks that nobody else may look into it (SEC-57).
+func privateDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	fi, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if runtime.GOOS != "windows" && fi.Mode().Perm()&0o077 != 0 {
+		return &PermError{dir, fi.Mode().Perm()}
+	}
+	return nil
+}
+
+// A PermError says that a directory or file is open to other users.
+type PermError struct {
+	Path string
+	Perm fs.FileMode
+}
+
+func (e *PermError) Error() string {
+	return fmt.Sprintf("%s is open to other users (mode %04o)", e.Path, e.Perm)
+}
+
+func (n *Node) openStores() (err error) {
+	n.cores, err = core.OpenStore(filepath.Join(n.c.Data, "store", "cores"), core.Options{Logger: n.log})
+	if err != nil {
+		return err
+	}
+	n.closers = append(n.closers, n.cores.Close)
+	n.artifacts, err = artifact.Open(
+		filepath.Join(n.c.Data, "artifacts"),
+		filepath.Join(n.c.Data, "store", "artifacts"),
+		artifact.Options{Cores: artifact.InCoreStore(n.cores), Cap: n.c.DiskCap, Logger: n.log})
+	if err != nil {
+		return err
+	}
+	n.closers = append(n.closers, n.artifacts.Close)
+	return nil
+}
+
+// Close ends what Open began. It is called after Run has returned.
+func (n *Node) Close() error {
+	var errs []error
+	for i := len(n.closers) - 1; i >= 0; i-- {
+		errs = append(errs, n.closers[i]())
+	}
+	n.closers = nil
+	return errors.Join(errs...)
+}
+
+// listen begins to listen and guards the handlers.
+func (n *Node) listen() error {
+	ln, err := net.Listen("tcp", n.c.Listen)
+	if err != nil {
+		if isAddrInUse(err) {
+			return &AddrInUseError{n.c.Listen, err}
+		}
+		return err
+	}
+	n.ln = ln
+	n.closers = append(n.closers, func() error {
+		if err := ln.Close(); !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	})
+	if err := n.checkExposure(); err != nil {
+		return err
+	}
+	h, err := n.guarded(n.router())
+	n.handler = h
+	return err
+}
+
+// checkExposure refuses to serve other machines in the clear (SEC-53).
+func (n *Node) checkExposure() error {
+	if n.c.Insecure || httpguard.IsLoopback(n.ln) || n.c.TLSCert != "" && n.c.TokenFile != "" {
+		return nil
+	}
+	return &ExposureError{n.c.Listen}
+}
+
+// An ExposureError says that a listener that other machines reach has neither
+// TLS nor a token.
+type ExposureError struct{ Addr string }
+
+func (e *ExposureError) Error() string {
+	return fmt.Sprintf("listen on %s: other machines could reach the node without TLS and token", e.Addr)
+}
+
+func (n *Node) guarded(h http.Handler) (http.Handler, error) {
+	if n.c.TokenFile != "" {
+		token, err := readSecret(n.c.TokenFile)
+		if err != nil {
+			return nil, err
+		}
+		h = requireToken(token, h)
+	}
+	hosts := n.c.Hosts
+	var ports []uint16
+	if a, ok := n.ln.Addr().(*net.TCPAddr); ok {
+		ports = []uint16{uint16(a.Port)}
+		hosts = append(httpguard.LoopbackHosts(uint16(a.Port)), hosts...)
+	}
+	return httpguard.New(httpguard.Config{
+		Hosts:      hosts,
+		AnyAddress: !httpguard.IsLoopback(n.ln),
+		Ports:      ports,
+		Pages:      []string{"/"},
+		Panicked:   n.metrics.panics.Inc,
+		Logger:     n.log,
+	}, h), nil
+}
+
+// requireToken lets requests through that carry the token: as cargo sends it, as
+// a bearer token, or as the password of basic authentication, as go sends it.
+func requireToken(token string, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/healthz" && r.URL.Path != "/readyz" && !hasToken(r, token) {
+			w.Header().Set("WWW-Authenticate", `Basic realm="pkgswarm"`)
+			http.Error(w, "a token is needed", http.StatusUnauthorized)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func hasToken(r *http.Request, token string) bool {
+	given := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if _, password, ok := r.BasicAuth(); ok {
+		given = password
+	}
+	return subtle.ConstantTimeCompare([]byte(given), []byte(token)) == 1
+}
+
+// router returns the node's paths.
+func (n *Node) router() http.Handler {
+	r := chi.NewRouter()
+	r.Get("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	r.Get("/readyz", n.serveReady)
+	r.Handle("/metrics", n.metrics.handler())
+	r.Get("/api/v1/status", n.serveStatus)
+	n.mountDashboard(r)
+	var goproxy http.Handler
+	for _, f := range n.fronts {
+		h := http.StripPrefix(strings.TrimSuffix(f.prefix, "/"), n.metrics.count(f.name, f.h))
+		r.Handle(f.prefix+"*", h)
+		if f.name == "go" {
+			goproxy = n.metrics.count(f.name, f.h)
+		}
+	}
+	r.NotFound(func(w http.ResponseWriter, req *http.Request) {
+		if p := req.URL.Path; goproxy != nil && (strings.Contains(p, "/@v/") || strings.HasSuffix(p, "/@latest") || strings.HasPrefix(p, "/sumdb/")) {
+			goproxy.ServeHTTP(w, req)
+			return
+		}
+		http.Error(w, "not found: no such page", http.StatusNotFound)
+	})
+	return r
+}
+
+func (n *Node) serveReady(w http.ResponseWriter, _ *http.Request) {
+	switch broken := n.loops.broken(); {
+	case n.stopping.Load():
+		http.Error(w, "stopping", http.StatusServiceUnavailable)
+	case broken != "":
+		http.Error(w, "background work has ended: "+broken, http.StatusServiceUnavailable)
+	default:
+		fmt.Fprintln(w, "ok")
+	}
+}
+
+// Addr returns the address of the HTTP listener.
+func (n *Node) Addr() net.Addr { return n.ln.Addr() }
+
+// URL returns the address at which clients of this machine reach the node.
+func (n *Node) URL() string {
+	scheme := "http"
+	if n.c.TLSCert != "" {
+		scheme = "https"
+	}
+	ap, err := netip.ParseAddrPort(n.Addr().String())
+	if err != nil {
+		return scheme + "://" + n.Addr().String()
+	}
+	if ap.Addr().IsUnspecified() {
+		return fmt.Sprintf("%s://localhost:%d", scheme, ap.Port())
+	}
+	return scheme + "://" + ap.String()
+}
+
+// Run serves until ctx ends, then lets answers in flight complete within a
+// limit. It returns nil after an orderly stop.
+func (n *Node) Run(ctx context.Context) error {
+	// The work behind answers in flight goes on while they are being completed.
+	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
+	defer n.loops.wg.Wait()
+	defer stopWork()
+	n.startLoops(work)
+	srv := httpguard.Server(n.handler, n.log)
+	served := make(chan error, 1)
+	go func() {
+		ln := httpguard.Listen(n.ln)
+		if n.c.TLSCert != "" {
+			served <- srv.ServeTLS(ln, n.c.TLSCert, n.c.TLSKey)
+			return
+		}
+		served <- srv.Serve(ln)
+	}()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve: %w", err)
+	case <-ctx.Done():
+	}
+	n.stopping.Store(true)
+	n.log.Info("stopping")
+	limit, cancel := context.WithTimeout(work, stopTimeout)
+	defer cancel()
+	if err := srv.Shutdown(limit); err != nil {
+		n.log.Warn("answers in flight were cut off", "err", err)
+		srv.Close()
+	}
+	n.fetcher.Wait(limit) // what clients have been given is stored as well
+	n.usage.end()
+	return nil
+}
+
+func (n *Node) startLoops(ctx context.Context) {
+	n.loops.start(ctx, "artifacts", func(ctx context.Context) error { return n.artifacts.Run(ctx, scrubEvery) })
+	if n.swarm != nil {
+		n.loops.start(ctx, "swarm", n.swarm.run)
+	}
+	for _, f := range n.fronts {
+		for name, loop := range f.loops {
+			n.loops.start(ctx, f.name+" "+name, loop)
+		}
+	}
+}

@@ -1,0 +1,53 @@
+package node
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"github.com/pkgswarm/pkgswarm/internal/durable"
+)
+
+const maxSecret = 4096 // bytes of a secret's file
+
+// readSecret reads a file that holds one secret on one line and that nobody else
+// may read (SEC-57).
+func readSecret(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	if runtime.GOOS != "windows" && fi.Mode().Perm()&0o077 != 0 {
+		return "", &PermError{path, fi.Mode().Perm()}
+	}
+	b := make([]byte, maxSecret)
+	n, err := f.Read(b)
+	s := strings.TrimSpace(string(b[:n]))
+	if err != nil || s == "" || n == maxSecret || strings.ContainsAny(s, "\r\n") {
+		return "", fmt.Errorf("%s does not hold one line with a secret", path)
+	}
+	return s, nil
+}
+
+// loadToken reads the token at path, making a new one if there is none.
+func loadToken(path string) (string, error) {
+	s, err := readSecret(path)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return s, err
+	}
+	s = rand.Text()
+	return s, durable.WriteFile(path, []byte(s+"\n"), 0o600)
+}
+
+// isAddrInUse reports whether err says that an address is taken.
+func isAddrInUse(err error) bool { return errors.Is(err, syscall.EADDRINUSE) }

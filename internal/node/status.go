@@ -1,0 +1,75 @@
+package node
+
+import (
+	"encoding/json"
+	"net/http"
+	"time"
+)
+
+// Status is what /api/v1/status answers. Fields are only ever added.
+type Status struct {
+	Version   string      `json:"version"`
+	Started   time.Time   `json:"started"`
+	Listen    string      `json:"listen"`
+	Ready     bool        `json:"ready"`
+	Offline   bool        `json:"offline"`
+	Upstreams []string    `json:"upstreams"`
+	Swarm     SwarmStatus `json:"swarm"`
+	Store     StoreStatus `json:"store"`
+	Usage     Usage       `json:"usage"` // since the start
+}
+
+// StoreStatus describes the artifact store.
+type StoreStatus struct {
+	Dir     string `json:"dir"`
+	Files   int64  `json:"files"`
+	Bytes   int64  `json:"bytes"`
+	Cap     int64  `json:"cap"`  // 0: none
+	Free    int64  `json:"free"` // of the disk; -1: unknown
+	Damaged uint64 `json:"damaged"`
+	Evicted uint64 `json:"evicted"`
+}
+
+// SwarmStatus describes the node's peers.
+type SwarmStatus struct {
+	Listen string       `json:"listen,omitempty"`
+	LAN    bool         `json:"lan"`
+	Fleet  bool         `json:"fleet"`
+	Peers  []PeerStatus `json:"peers"`
+}
+
+// PeerStatus describes a connected peer.
+type PeerStatus struct {
+	Key    string `json:"key"`
+	Addr   string `json:"addr"`
+	Sent   uint64 `json:"bytes_sent"`
+	Got    uint64 `json:"bytes_received"`
+	Member bool   `json:"fleet"`
+}
+
+// Status returns the node's figures.
+func (n *Node) Status() Status {
+	st := n.artifacts.Stats()
+	return Status{
+		Version:   n.c.Version,
+		Started:   n.started.UTC().Truncate(time.Second),
+		Listen:    n.Addr().String(),
+		Ready:     !n.stopping.Load() && n.loops.broken() == "",
+		Offline:   n.c.Offline,
+		Upstreams: n.upstreams(),
+		Swarm:     n.swarmStatus(),
+		Store: StoreStatus{
+			Dir: n.c.Data, Files: st.Files, Bytes: st.Bytes, Cap: st.Cap, Free: st.Free,
+			Damaged: st.Damaged, Evicted: st.Evicted,
+		},
+		Usage: n.usage.sum(),
+	}
+}
+
+func (n *Node) serveStatus(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.Encode(n.Status())
+}
