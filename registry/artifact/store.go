@@ -422,6 +422,18 @@ func (s *Store) Open(d Digest) (*File, error) {
 	return f, nil
 }
 
+// OpenKey is Open by the key of the static core. It does not count as a request.
+func (s *Store) OpenKey(k Key) (*File, error) {
+	rec, err := s.resolveBy('k', k)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.withdrawn(rec.SHA256); err != nil {
+		return nil, err
+	}
+	return s.openChecked(rec)
+}
+
 // CheckShared returns the file with that static core if peers may have it: it is
 // here, not private, not withdrawn, and its bytes have been checked. The error
 // matches ErrNotFound in every other case, whatever the reason (SEC-25).
