@@ -121,6 +121,7 @@ func isSetting(cmd *cobra.Command, name string) bool {
 // commands makes the subcommands, each in a file of its own.
 var commands = []func(*streams) *cobra.Command{
 	newConfigCommand,
+	newServeCommand,
 	newSetupCommand,
 	newVersionCommand,
 }

@@ -13,12 +13,16 @@ func newVersionCommand(s *streams) *cobra.Command {
 		Short: "Print the version of this program",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			v := "(unknown)"
-			if info, ok := debug.ReadBuildInfo(); ok {
-				v = info.Main.Version
-			}
-			_, err := fmt.Fprintln(s.out, "pkgswarm", v)
+			_, err := fmt.Fprintln(s.out, "pkgswarm", programVersion())
 			return err
 		},
 	}
+}
+
+// programVersion returns the version of the main module.
+func programVersion() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(unknown)"
 }

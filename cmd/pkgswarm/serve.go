@@ -1,0 +1,133 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/pkgswarm/pkgswarm/core"
+	"github.com/pkgswarm/pkgswarm/internal/node"
+	"github.com/spf13/cobra"
+)
+
+// A serveFlags holds what serve, and other commands that run a node, take.
+type serveFlags struct {
+	dirs
+	node      node.Config
+	diskCap   string
+	noLAN     bool
+	logLevel  string
+	logFormat string
+}
+
+func (f *serveFlags) add(cmd *cobra.Command) {
+	f.addFlags(cmd)
+	fs := cmd.Flags()
+	fs.StringVar(&f.node.Listen, "listen", "127.0.0.1:7070", "`ADDRESS` for cargo, go and browsers")
+	fs.StringVar(&f.node.CargoUpstream, "cargo-upstream", "", "cargo registry, as `sparse+URL` (default: what cargo is configured to use)")
+	fs.StringVar(&f.node.GoUpstream, "go-upstream", "", "GOPROXY `LIST` (default: what go is configured to use)")
+	fs.StringVar(&f.node.SumDB, "sumdb", "", "checksum database, as `\"VKEY [URL]\"`, or off (default: what go is configured to use)")
+	fs.StringSliceVar(&f.node.Private, "private", nil, "module path `PATTERNS` that are never asked of peers, as in GOPRIVATE")
+	fs.DurationVar(&f.node.IndexTTL, "index-ttl", 10*time.Minute, "`TIME` until an index answer is asked for again")
+	fs.BoolVar(&f.node.Offline, "offline", false, "never ask an upstream")
+	fs.StringVar(&f.diskCap, "disk-cap", "", "most `BYTES` of artifacts, such as 500GB (default: no bound)")
+	fs.StringVar(&f.node.SwarmListen, "swarm-listen", "", "`ADDRESS` for peers (default: peers are dialled only)")
+	fs.StringSliceVar(&f.node.Peers, "peer", nil, "`ADDRESS` of a peer, or a name that resolves to many; may be repeated")
+	fs.BoolVar(&f.node.LAN, "lan", true, "find peers on the local network")
+	fs.BoolVar(&f.noLAN, "no-lan", false, "the same as --lan=false")
+	fs.StringVar(&f.node.FleetTokenFile, "fleet-token-file", "", "`FILE` with the join token of a fleet")
+	fs.StringVar(&f.node.PublicURL, "public-url", "", "`URL` at which other machines reach this node")
+	fs.StringSliceVar(&f.node.Hosts, "host", nil, "further `HOST[:PORT]` that the node answers to; may be repeated")
+	fs.StringVar(&f.node.TLSCert, "tls-cert", "", "certificate `FILE`: serve HTTPS, with HTTP/2")
+	fs.StringVar(&f.node.TLSKey, "tls-key", "", "key `FILE` of the certificate")
+	fs.StringVar(&f.node.TokenFile, "client-token-file", "", "`FILE` with a token that clients must give")
+	fs.BoolVar(&f.node.Insecure, "insecure", false, "let other machines in without TLS and token")
+	fs.StringVar(&f.logLevel, "log-level", "warn", "`LEVEL` of messages on stderr: debug, info, warn or error")
+	fs.StringVar(&f.logFormat, "log-format", "text", "`FORMAT` of messages: text or json")
+}
+
+// config returns the node's configuration.
+func (f *serveFlags) config(s *streams) (node.Config, error) {
+	c := f.node
+	c.Data, c.State = f.data, f.state
+	c.LAN = c.LAN && !f.noLAN
+	c.Version = programVersion()
+	if f.diskCap != "" {
+		n, err := humanize.ParseBytes(f.diskCap)
+		if err != nil || n > 1<<62 {
+			return c, &exitError{exitUsage, fmt.Errorf("--disk-cap: %q is not a size", f.diskCap), "write it as 500GB or 20GiB"}
+		}
+		c.DiskCap = int64(n)
+	}
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
+		return c, &exitError{exitUsage, fmt.Errorf("--log-level: %q is not a level", f.logLevel), "use debug, info, warn or error"}
+	}
+	o := &slog.HandlerOptions{Level: level}
+	switch f.logFormat {
+	case "text":
+		c.Logger = slog.New(slog.NewTextHandler(s.err, o))
+	case "json":
+		c.Logger = slog.New(slog.NewJSONHandler(s.err, o))
+	default:
+		return c, &exitError{exitUsage, fmt.Errorf("--log-format: %q is not a format", f.logFormat), "use text or json"}
+	}
+	return c, nil
+}
+
+func newServeCommand(s *streams) *cobra.Command {
+	f := &serveFlags{}
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run a node: the mirror that cargo and go talk to",
+		Long: `Run a node: the mirror that cargo and go talk to. It fetches packages from
+peers or from the upstream registries, verifies them, keeps them, and gives
+them to peers. Point cargo and go at it with pkgswarm setup.`,
+		Example: `  pkgswarm serve
+  pkgswarm serve --disk-cap 500GB --swarm-listen :7071 --peer seed.example.org:7071`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := f.config(s)
+			if err != nil {
+				return err
+			}
+			c.Summary = func(u node.Usage) { fmt.Fprintln(s.err, u.String()) }
+			n, err := openNode(c)
+			if err != nil {
+				return err
+			}
+			fmt.Fprint(s.err, n.Banner())
+			err = n.Run(cmd.Context())
+			return errors.Join(err, n.Close())
+		},
+	}
+	f.add(cmd)
+	return cmd
+}
+
+// openNode opens a node and explains what keeps it from opening.
+func openNode(c node.Config) (*node.Node, error) {
+	n, err := node.Open(c)
+	if err == nil {
+		return n, nil
+	}
+	if _, ok := errors.AsType[*core.InUseError](err); ok {
+		return nil, &exitError{exitInUse, err, "stop that process, or give this one another --data directory"}
+	}
+	if _, ok := errors.AsType[*node.AddrInUseError](err); ok {
+		return nil, &exitError{exitInUse, err, "another node may run already (pkgswarm status); else choose another address with --listen"}
+	}
+	if e, ok := errors.AsType[*node.PermError](err); ok {
+		return nil, &exitError{exitFailed, err, fmt.Sprintf("chmod go= %s", e.Path)}
+	}
+	if _, ok := errors.AsType[*node.ExposureError](err); ok {
+		return nil, &exitError{exitUsage, err, "give --tls-cert, --tls-key and --client-token-file, or --insecure on a network that you trust"}
+	}
+	if errors.Is(err, os.ErrPermission) {
+		return nil, &exitError{exitFailed, err, "give directories that this user may write with --data and --state"}
+	}
+	return nil, err
+}

@@ -1,0 +1,54 @@
+package node
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/dustin/go-humanize"
+)
+
+// Banner returns what a person wants to know at the start, in at most ten lines.
+func (n *Node) Banner() string {
+	var b strings.Builder
+	url := n.URL()
+	fmt.Fprintf(&b, "pkgswarm %s is ready at %s\n", n.c.Version, url)
+	fmt.Fprintf(&b, "  cargo   sparse+%s/cargo/  (pkgswarm setup writes it to cargo's configuration)\n", url)
+	fmt.Fprintf(&b, "  go      export GOPROXY=%s/go\n", url)
+	fmt.Fprintf(&b, "  from    %s\n", n.upstreamLine())
+	st := n.artifacts.Stats()
+	limit := "no limit"
+	if st.Cap > 0 {
+		limit = "at most " + humanize.Bytes(uint64(st.Cap))
+	}
+	fmt.Fprintf(&b, "  data    %s: %s, %s (%s)\n", n.c.Data, plural(int(st.Files), "artifact"), humanize.Bytes(uint64(st.Bytes)), limit)
+	fmt.Fprintf(&b, "  peers   %s\n", n.peersLine())
+	return b.String()
+}
+
+func (n *Node) upstreamLine() string {
+	if n.c.Offline {
+		return "disk and peers only (--offline)"
+	}
+	return strings.Join(n.upstreams(), " ")
+}
+
+// peersLine says who the peers are, and whether the local network is searched.
+func (n *Node) peersLine() string {
+	var parts []string
+	if n.c.SwarmListen != "" {
+		parts = append(parts, "listening on "+n.c.SwarmListen)
+	}
+	if len(n.c.Peers) > 0 {
+		parts = append(parts, "dialling "+strings.Join(n.c.Peers, " "))
+	}
+	if n.c.LAN {
+		parts = append(parts, "found on the local network (--no-lan stops that)")
+	}
+	if n.c.FleetTokenFile != "" {
+		parts = append(parts, "members of the fleet only")
+	}
+	if len(parts) == 0 {
+		return "none"
+	}
+	return strings.Join(parts, "; ")
+}
