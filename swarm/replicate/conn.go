@@ -111,16 +111,31 @@ func newConn(r *Replicator, mux Mux) *conn {
 // [Replicator.RemoteOpen]. The result says why it ended: it is a *[PeerError]
 // if the peer is to blame.
 func (r *Replicator) Serve(ctx context.Context, mux Mux) error {
+	c, err := r.connect(mux)
+	if err != nil {
+		return err
+	}
+	return c.serve(ctx)
+}
+
+// connect enters a connection into the tables.
+func (r *Replicator) connect(mux Mux) (*conn, error) {
 	c := newConn(r, mux)
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.closed {
-		r.mu.Unlock()
-		return ErrClosed
+		return nil, ErrClosed
 	}
 	r.conns[c] = struct{}{}
+	return c, nil
+}
+
+// serve exchanges cores over c until it ends, and takes it out of the tables.
+func (c *conn) serve(ctx context.Context) error {
+	r := c.r
+	r.mu.Lock()
 	feeds := mapValues(r.feeds)
 	r.mu.Unlock()
-
 	stop := context.AfterFunc(ctx, func() { c.fail(context.Cause(ctx)) })
 	defer stop()
 	for _, f := range feeds {
@@ -137,7 +152,7 @@ func (r *Replicator) Serve(ctx context.Context, mux Mux) error {
 	for _, p := range peers {
 		p.f.remove(p)
 	}
-	mux.Close(c.err)
+	c.mux.Close(c.err)
 	return c.err
 }
 
@@ -149,6 +164,10 @@ func (r *Replicator) RemoteOpen(ctx context.Context, mux Mux, dk core.DiscoveryK
 	if c == nil {
 		return ErrClosed
 	}
+	return r.remoteOpen(ctx, c, dk)
+}
+
+func (r *Replicator) remoteOpen(ctx context.Context, c *conn, dk core.DiscoveryKey) error {
 	f, err := r.lookup(ctx, dk)
 	if err != nil {
 		return err
