@@ -131,7 +131,6 @@ func (f *feed) finish(req *request, took time.Duration) {
 // giveUp ends req without answer, so that others can be asked. f.mu is held.
 func (f *feed) giveUp(req *request) {
 	f.finish(req, 0)
-	req.bold = false
 	if b := req.block; b != nil {
 		f.requeue(b)
 	}
@@ -467,16 +466,16 @@ func (f *feed) refused(p *peer, req *request, err error) error {
 		f.giveUp(req)
 		return p.blame(FaultProof, err)
 	case errors.Is(err, merkle.ErrDetached):
+		if req.block != nil {
+			req.block.timid = true
+		}
+		f.giveUp(req)
 		if !req.bold {
 			// The tree may have changed meanwhile; else it is the peer's fault.
 			if err := p.strike(); err != nil {
 				return err
 			}
 		}
-		if req.block != nil {
-			req.block.timid = true
-		}
-		f.giveUp(req)
 	case errors.Is(err, core.ErrStale), errors.Is(err, core.ErrFork), errors.Is(err, core.ErrNoManifest):
 		f.refresh()
 		f.giveUp(req)
