@@ -114,14 +114,17 @@ func (r *remote) roots(ctx context.Context) []string {
 	for _, p := range r.proxies {
 		base := strings.TrimSuffix(p, "/") + "/sumdb/" + r.name
 		_, err := r.up.Get(ctx, upstream.Request{URL: base + "/supported", Kind: supported})
+		if errors.Is(err, upstream.ErrNotFound) {
+			continue
+		}
+		bases = append(bases, base)
 		if err == nil {
-			bases = append(bases, base)
 			break
 		}
-		certain = certain && errors.Is(err, upstream.ErrNotFound)
+		certain = false
 	}
 	bases = append(bases, "https://"+r.name)
-	if certain || len(bases) > 1 {
+	if certain {
 		r.mu.Lock()
 		r.bases = bases
 		r.mu.Unlock()

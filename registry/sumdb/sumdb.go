@@ -164,6 +164,15 @@ func (db *DB) Lookup(ctx context.Context, m module.Version) (Record, error) {
 	}
 }
 
+// Held returns the record of a module version if it is proven and at hand.
+func (db *DB) Held(m module.Version) (Record, bool) {
+	key, err := escape(m)
+	if err != nil {
+		return Record{}, false
+	}
+	return db.records.Get(key)
+}
+
 func escape(m module.Version) (string, error) {
 	path, err := module.EscapePath(m.Path)
 	if err != nil {
