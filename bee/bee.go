@@ -1,0 +1,630 @@
+// Package bee is Hyperbee 2: a sorted map from byte strings to byte strings on an
+// append-only log, such as a [core.Core]. Logs written by this package and by the
+// npm package hyperbee 2 for the same operations are the same bytes.
+//
+// # Format
+//
+// Block 0 is the header; every other block is one operation, a put or a delete.
+// Blocks are protobuf messages:
+//
+//	Header { string protocol = 1 ("hyperbee"); Metadata metadata = 2; }
+//	Metadata { bytes contentFeed = 1; bytes userData = 2; }
+//	Node { bytes index = 1; bytes key = 2; bytes value = 3; }
+//	index: repeated Level = 1
+//	Level { repeated uint64 keys = 1; repeated uint64 children = 2; }   (packed)
+//
+// A B-tree of 4 to 8 keys a node is spread over the blocks. The index of a block
+// has the tree nodes that its operation has made new: their keys are named by the
+// blocks that hold them, their children by block and position in its index. Node 0
+// of the last block is the root. So every version of the map remains readable: the
+// one after block n - 1 has version n. Versions inside a batch have no root and must
+// not be read.
+//
+// # Use
+//
+// [Open] gives a [Tree] over a log. Reads of one call see one version. Writers take
+// turns; a [Batch] is one turn. All methods of a Tree may be called concurrently.
+//
+// A log whose blocks come from peers may also have the methods of [Remote]: then a
+// read asks ahead for the blocks it will need.
+package bee
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"sync"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+)
+
+// ErrNotFound means that there is no such key.
+var ErrNotFound = errors.New("bee: key not found")
+
+// A Log is what a tree is read from; [*core.Core] is one. Its methods may be
+// called concurrently. If it also has a method Fork() uint64, a change of the
+// result says that blocks were replaced.
+type Log interface {
+	// Length returns the number of blocks.
+	Length() uint64
+	// Get returns block i, from 0. The block must not change afterwards.
+	Get(ctx context.Context, i uint64) ([]byte, error)
+}
+
+// An Appender is a Log that can be written.
+type Appender interface {
+	Log
+	// Append adds blocks, all or none, and returns the new length.
+	Append(blocks ...[]byte) (uint64, error)
+}
+
+// A Remote is a Log that may have to wait for blocks.
+type Remote interface {
+	Log
+	// Has reports whether Get will not have to wait.
+	Has(i uint64) bool
+	// Prefetch begins to fetch blocks and returns at once.
+	Prefetch(blocks ...uint64)
+}
+
+// Options are how a tree is opened. The zero value is fine.
+type Options struct {
+	// Metadata goes into the header if this tree writes it.
+	Metadata *Metadata
+
+	// NoDuplicates makes a put of the value that is there already do nothing. The
+	// reference's default is to append it.
+	NoDuplicates bool
+
+	// CacheBlocks is how many decoded blocks are kept, 0 is 16384. A block takes
+	// about 200 bytes, key and value.
+	CacheBlocks int
+
+	// Ask is called once by a Get that has to wait for a block: it may ask peers
+	// which blocks the look-up will need. version and key are those of a
+	// [GetRequest].
+	Ask func(version uint64, key []byte)
+}
+
+// An Entry is one key of a tree.
+type Entry struct {
+	Seq   uint64 // block that holds it
+	Key   []byte
+	Value []byte // nil if the value is null, or the entry records a deletion
+}
+
+// shared is what all views of a tree have in common.
+type shared struct {
+	log          Log
+	remote       Remote // log, if it is one
+	meta         *Metadata
+	noDuplicates bool
+	ask          func(uint64, []byte)
+	blocks       *lru.Cache[uint64, *block]
+
+	forkMu sync.Mutex
+	fork   uint64
+
+	// The tree in memory as the last write left it, for the next one. Who has put
+	// a token into writing may use it.
+	writing     chan struct{}
+	root        *node // nil: to be loaded
+	rootVersion uint64
+	loaded      int
+}
+
+// A Tree is a view of a map: of the newest version or of a fixed one, of all keys
+// or of those in a sub.
+type Tree struct {
+	s        *shared
+	checkout uint64 // 0: the newest
+	prefix   []byte // of all keys, as stored
+	sub      bool
+}
+
+// Open returns the tree on log. Nothing is read or written yet; the header is
+// appended by the first change.
+func Open(log Log, o Options) *Tree {
+	n := o.CacheBlocks
+	if n <= 0 {
+		n = 16384
+	}
+	cache, err := lru.New[uint64, *block](n)
+	if err != nil {
+		panic("bee: " + err.Error()) // n is positive
+	}
+	s := &shared{
+		log: log, meta: o.Metadata, noDuplicates: o.NoDuplicates, ask: o.Ask, blocks: cache,
+		writing: make(chan struct{}, 1),
+	}
+	s.remote, _ = log.(Remote)
+	s.refresh()
+	return &Tree{s: s}
+}
+
+// refresh drops what is remembered of blocks that were replaced.
+func (s *shared) refresh() {
+	f, ok := s.log.(interface{ Fork() uint64 })
+	if !ok {
+		return
+	}
+	s.forkMu.Lock()
+	defer s.forkMu.Unlock()
+	if fork := f.Fork(); fork != s.fork {
+		s.fork = fork
+		s.blocks.Purge()
+		s.root = nil
+	}
+}
+
+// block returns a decoded block.
+func (s *shared) block(ctx context.Context, seq uint64) (*block, error) {
+	if b, ok := s.blocks.Get(seq); ok {
+		return b, nil
+	}
+	raw, err := s.log.Get(ctx, seq)
+	if err != nil {
+		return nil, err
+	}
+	b, err := decodeBlock(seq, raw)
+	if err != nil {
+		return nil, err
+	}
+	s.blocks.Add(seq, b)
+	return b, nil
+}
+
+// Version returns the version that reads see: the number of blocks it spans, at
+// least 1.
+func (t *Tree) Version() uint64 {
+	if t.checkout != 0 {
+		return t.checkout
+	}
+	return max(1, t.s.log.Length())
+}
+
+// Checkout returns the tree as it was at a version, for reading only. Version 0
+// counts as 1, the empty tree.
+func (t *Tree) Checkout(version uint64) *Tree {
+	c := *t
+	c.checkout = max(1, version)
+	return &c
+}
+
+// Snapshot is a Checkout of the present version.
+func (t *Tree) Snapshot() *Tree { return t.Checkout(t.Version()) }
+
+// Sub returns the view of the keys that begin with name and a zero byte, without
+// them. Subs nest.
+func (t *Tree) Sub(name string) *Tree { return t.SubSep(name, []byte{0}) }
+
+// SubSep is Sub with another separator, which must not be empty.
+func (t *Tree) SubSep(name string, sep []byte) *Tree {
+	c := *t
+	c.prefix = append(append(bytes.Clone(t.prefix), name...), sep...)
+	c.sub = true
+	return &c
+}
+
+// stored returns key as it is stored.
+func (t *Tree) stored(key []byte) []byte {
+	if len(t.prefix) == 0 {
+		return key
+	}
+	return append(append(make([]byte, 0, len(t.prefix)+len(key)), t.prefix...), key...)
+}
+
+// entry returns an entry as callers of t see it. It is the caller's.
+func (t *Tree) entry(seq uint64, key, value []byte) Entry {
+	if !bytes.HasPrefix(key, t.prefix) {
+		key = nil // of another sub: only History sees those
+	} else {
+		key = key[len(t.prefix):]
+	}
+	return Entry{seq, bytes.Clone(key), bytes.Clone(value)}
+}
+
+// Header returns the metadata of the tree's header, nil if it has none. The error
+// matches [ErrFormat] if the log is no Hyperbee, and [ErrNotFound] if it is empty.
+func (t *Tree) Header(ctx context.Context) (*Metadata, error) {
+	if t.s.log.Length() == 0 {
+		return nil, ErrNotFound
+	}
+	b, err := t.s.log.Get(ctx, 0)
+	if err != nil {
+		return nil, err
+	}
+	return DecodeHeader(b)
+}
+
+// maxDepth bounds how deep a tree may be: 4^32 keys. Deeper ones are a trap.
+const maxDepth = 32
+
+// A walk is one read operation.
+type walk struct {
+	s       *shared
+	ctx     context.Context
+	touch   func(seq uint64) // called with each block that is read; may be nil
+	ask     func()           // called once before waiting; may be nil
+	noAhead bool
+}
+
+// block reads a block.
+func (w *walk) block(seq uint64) (*block, error) {
+	if w.touch != nil {
+		w.touch(seq)
+	}
+	if w.ask != nil && w.s.remote != nil && !w.s.blocks.Contains(seq) && !w.s.remote.Has(seq) {
+		w.ask()
+		w.ask = nil
+	}
+	return w.s.block(w.ctx, seq)
+}
+
+// A place is a tree node that is being read.
+type place struct {
+	address
+	owner *block
+	level
+}
+
+// place reads a node of a tree up to block last, and begins to fetch the blocks
+// that comparing and descending will need. A child is never in a later block than
+// its parent.
+func (w *walk) place(a address, last uint64) (place, error) {
+	if a.seq > last {
+		return place{}, fmt.Errorf("block %d has a child in block %d: %w", last, a.seq, ErrFormat)
+	}
+	b, err := w.block(a.seq)
+	if err != nil {
+		return place{}, err
+	}
+	if a.offset >= uint64(len(b.levels)) {
+		return place{}, fmt.Errorf("block %d has no node %d: %w", a.seq, a.offset, ErrFormat)
+	}
+	p := place{a, b, b.levels[a.offset]}
+	if w.s.remote != nil && !w.noAhead {
+		w.ahead(p)
+	}
+	return p, nil
+}
+
+func (w *walk) ahead(p place) {
+	var want []uint64
+	add := func(seq uint64) {
+		if seq != p.seq && !w.s.blocks.Contains(seq) && !w.s.remote.Has(seq) {
+			want = append(want, seq)
+		}
+	}
+	for _, seq := range p.keys {
+		add(seq)
+	}
+	for _, c := range p.children {
+		add(c.seq)
+	}
+	if len(want) > 0 {
+		w.s.remote.Prefetch(want...)
+	}
+}
+
+// key returns the bytes of key i of p.
+func (w *walk) key(p *place, i int) ([]byte, error) {
+	if p.keys[i] == p.seq {
+		return p.owner.key, nil
+	}
+	b, err := w.block(p.keys[i])
+	if err != nil {
+		return nil, err
+	}
+	return b.key, nil
+}
+
+// search returns the place of key among the keys of p, and whether it is there.
+func (w *walk) search(p *place, key []byte) (int, bool, error) {
+	lo, hi := 0, len(p.keys)
+	for lo < hi {
+		mid := (lo + hi) / 2
+		k, err := w.key(p, mid)
+		if err != nil {
+			return 0, false, err
+		}
+		switch c := bytes.Compare(key, k); {
+		case c == 0:
+			return mid, true, nil
+		case c < 0:
+			hi = mid
+		default:
+			lo = mid + 1
+		}
+	}
+	return lo, false, nil
+}
+
+// get finds key, as stored, in a version.
+func (w *walk) get(version uint64, key []byte) (*block, error) {
+	if version < 2 {
+		return nil, ErrNotFound
+	}
+	at, last := address{seq: version - 1}, version-1
+	for range maxDepth {
+		p, err := w.place(at, last)
+		if err != nil {
+			return nil, err
+		}
+		if bytes.Equal(p.owner.key, key) {
+			if p.owner.deletes() {
+				return nil, ErrNotFound
+			}
+			return p.owner, nil
+		}
+		i, found, err := w.search(&p, key)
+		if err != nil {
+			return nil, err
+		}
+		if found {
+			return w.block(p.keys[i])
+		}
+		if len(p.children) == 0 {
+			return nil, ErrNotFound
+		}
+		at, last = p.children[i], p.seq
+	}
+	return nil, fmt.Errorf("version %d: tree is too deep: %w", version, ErrFormat)
+}
+
+// Get returns the entry of key. The error matches [ErrNotFound] if there is none,
+// [ErrFormat] if the log is no Hyperbee, or is the log's.
+func (t *Tree) Get(ctx context.Context, key []byte) (Entry, error) {
+	t.s.refresh()
+	version, stored := t.Version(), t.stored(key)
+	w := &walk{s: t.s, ctx: ctx}
+	if t.s.ask != nil {
+		w.ask = func() { t.s.ask(version, stored) }
+	}
+	b, err := w.get(version, stored)
+	if err != nil {
+		return Entry{}, err
+	}
+	return t.entry(b.seq, b.key, b.value), nil
+}
+
+// Touched returns the blocks that a look-up of key, as stored, in a version reads,
+// in that order: what a peer that asks with a [GetRequest] needs. Blocks that
+// cannot be had without waiting end it. At most limit blocks are returned.
+func (t *Tree) Touched(ctx context.Context, version uint64, key []byte, limit int) []uint64 {
+	var seqs []uint64
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w := &walk{s: t.s, ctx: ctx, noAhead: true}
+	w.touch = func(seq uint64) {
+		if len(seqs) >= limit || t.s.remote != nil && !t.s.remote.Has(seq) {
+			cancel()
+			return
+		}
+		seqs = append(seqs, seq)
+	}
+	if version > 0 && version <= t.Version() {
+		w.get(version, key)
+	}
+	return seqs
+}
+
+// A Range says which keys to read. Nil bounds do not bound; GT wins over GTE, and
+// LT over LTE.
+type Range struct {
+	GT, GTE, LT, LTE []byte
+	Reverse          bool // from the highest key down
+	Limit            int  // at most so many entries; 0 is all
+}
+
+// bounds returns r's bounds as stored, with those that a sub implies.
+func (t *Tree) bounds(r Range) (low, high []byte, lowIncl, highIncl bool) {
+	switch {
+	case r.GT != nil:
+		low = t.stored(r.GT)
+	case r.GTE != nil:
+		low, lowIncl = t.stored(r.GTE), true
+	case t.sub:
+		low = t.stored([]byte{0})
+	}
+	switch {
+	case r.LT != nil:
+		high = t.stored(r.LT)
+	case r.LTE != nil:
+		high, highIncl = t.stored(r.LTE), true
+	case t.sub:
+		high = bytes.Clone(t.prefix)
+		high[len(high)-1]++
+	}
+	return low, high, lowIncl, highIncl
+}
+
+// Range yields the entries in r, in order, up to the first error.
+func (t *Tree) Range(ctx context.Context, r Range) iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
+		t.s.refresh()
+		low, high, lowIncl, highIncl := t.bounds(r)
+		c := &cursor{walk: walk{s: t.s, ctx: ctx}, reverse: r.Reverse}
+		start, startIncl, end, endIncl := low, lowIncl, high, highIncl
+		if r.Reverse {
+			start, startIncl, end, endIncl = high, highIncl, low, lowIncl
+		}
+		if err := c.open(t.Version(), start, startIncl); err != nil {
+			yield(Entry{}, err)
+			return
+		}
+		for n := 0; r.Limit <= 0 || n < r.Limit; n++ {
+			b, err := c.next()
+			if err != nil {
+				yield(Entry{}, err)
+				return
+			}
+			if b == nil || beyond(b.key, end, endIncl, r.Reverse) {
+				return
+			}
+			if !yield(t.entry(b.seq, b.key, b.value), nil) {
+				return
+			}
+		}
+	}
+}
+
+// beyond reports whether key lies behind the end of a range.
+func beyond(key, end []byte, incl, reverse bool) bool {
+	if end == nil {
+		return false
+	}
+	c := bytes.Compare(key, end)
+	if reverse {
+		c = -c
+	}
+	return c > 0 || c == 0 && !incl
+}
+
+// A cursor walks the keys of a version in order.
+type cursor struct {
+	walk
+	reverse bool
+	stack   []step
+}
+
+// A step is a node on the way to the next key: i is what comes next in it, 2k for
+// child k and 2k+1 for key k.
+type step struct {
+	place
+	i int
+}
+
+// push descends to a node, of which all is to come.
+func (c *cursor) push(a address) error {
+	if len(c.stack) >= maxDepth {
+		return fmt.Errorf("tree is too deep: %w", ErrFormat)
+	}
+	last := a.seq
+	if n := len(c.stack); n > 0 {
+		last = c.stack[n-1].seq
+	}
+	p, err := c.place(a, last)
+	if err != nil {
+		return err
+	}
+	s := step{place: p}
+	if c.reverse {
+		s.i = 2 * len(p.keys)
+	}
+	c.stack = append(c.stack, s)
+	return nil
+}
+
+// open goes to the first key at or behind start; nil is the very first.
+func (c *cursor) open(version uint64, start []byte, incl bool) error {
+	if version < 2 {
+		return nil
+	}
+	at := address{seq: version - 1}
+	for {
+		if err := c.push(at); err != nil || start == nil {
+			return err
+		}
+		top := &c.stack[len(c.stack)-1]
+		i, found, err := c.search(&top.place, start)
+		switch {
+		case err != nil:
+			return err
+		case found && incl:
+			top.i = 2*i + 1
+			return nil
+		case found && c.reverse:
+			top.i = 2 * i
+			return nil
+		case found:
+			top.i = 2*i + 2
+			return nil
+		case c.reverse:
+			top.i = 2*i - 1
+		default:
+			top.i = 2*i + 1
+		}
+		if len(top.children) == 0 {
+			return nil
+		}
+		at = top.children[i]
+	}
+}
+
+// next returns the next key's block, nil at the end.
+func (c *cursor) next() (*block, error) {
+	for len(c.stack) > 0 {
+		top := &c.stack[len(c.stack)-1]
+		i := top.i
+		if i < 0 || i > 2*len(top.keys) {
+			c.stack = c.stack[:len(c.stack)-1]
+			continue
+		}
+		if c.reverse {
+			top.i--
+		} else {
+			top.i++
+		}
+		if i%2 == 1 {
+			if top.keys[i/2] == top.seq {
+				return top.owner, nil
+			}
+			return c.block(top.keys[i/2])
+		}
+		if len(top.children) > 0 {
+			if err := c.push(top.children[i/2]); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return nil, nil
+}
+
+// HistoryRange says which blocks to read: [From, To). Zero values are the first
+// and the version's end.
+type HistoryRange struct {
+	From, To uint64
+	Reverse  bool
+	Limit    int // at most so many; 0 is all
+}
+
+// A Change is one operation of a tree's history.
+type Change struct {
+	Entry
+	Deleted bool
+}
+
+// History yields the operations in r, in the order they were made, up to the first
+// error. It is that of the whole tree: a sub's keys come without its prefix, those
+// of others are left out.
+func (t *Tree) History(ctx context.Context, r HistoryRange) iter.Seq2[Change, error] {
+	return func(yield func(Change, error) bool) {
+		t.s.refresh()
+		lo, hi := max(1, r.From), t.Version()
+		if r.To != 0 {
+			hi = min(hi, r.To)
+		}
+		n := 0
+		for i := lo; i < hi && (r.Limit <= 0 || n < r.Limit); i++ {
+			seq := i
+			if r.Reverse {
+				seq = hi - 1 - (i - lo)
+			}
+			b, err := t.s.block(ctx, seq)
+			if err != nil {
+				yield(Change{}, err)
+				return
+			}
+			if !bytes.HasPrefix(b.key, t.prefix) {
+				continue
+			}
+			n++
+			if !yield(Change{t.entry(b.seq, b.key, b.value), b.deletes()}, nil) {
+				return
+			}
+		}
+	}
+}
