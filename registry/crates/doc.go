@@ -1,0 +1,446 @@
+// Package crates has what a mirror of a cargo registry serves: index files and
+// .crate files, from memory, disk, peers or the upstream.
+//
+// # Index files
+//
+// An index file is kept exactly as the upstream gave it, once it has been found
+// well-formed. It is fresh for [Config.TTL]; after that the upstream is asked
+// whether it has changed. When the upstream fails, the old copy is served and
+// marked stale. Requests for one file share one question to the upstream.
+//
+// cargo over plain HTTP asks for nearly one index file at a time. So a request
+// for one makes those of its dependencies be fetched ahead, and theirs, within
+// the limits below: the client's next request finds its answer in memory.
+//
+// # Crates
+//
+// A .crate is identified by the cksum of its index line. Some old crates have
+// several lines of one version with different checksums: a file that matches any
+// of them is right.
+//
+// # On disk
+//
+// The cache holds an entry "index <name>" for each file: version 1 (byte), when
+// it was last known to be current (uint, Unix seconds), the upstream's ETag and
+// Last-Modified (strings), and the file. "config" is the upstream's config.json
+// in the same form.
+package crates
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/pkgswarm/pkgswarm/internal/compact"
+	"github.com/pkgswarm/pkgswarm/internal/filecache"
+	"github.com/pkgswarm/pkgswarm/registry"
+	"github.com/pkgswarm/pkgswarm/registry/artifact"
+	"github.com/pkgswarm/pkgswarm/registry/fetch"
+	"github.com/pkgswarm/pkgswarm/registry/upstream"
+	"golang.org/x/sync/singleflight"
+)
+
+const (
+	// DefaultTTL is how long an index file is fresh: what crates.io allows.
+	DefaultTTL = 10 * time.Minute
+
+	patience     = 9 * time.Second // until a client is told that nobody answers
+	workLimit    = 25 * time.Second
+	memoryFiles  = 1024 // index files in memory
+	configTTL    = 24 * time.Hour
+	aheadWorkers = 24   // files fetched ahead at once
+	aheadQueue   = 1024 // names waiting to be fetched ahead; more are left out
+	aheadDepth   = 8    // steps from what a client asked for
+	aheadRecent  = time.Minute
+)
+
+// ErrNoVersion says that a crate exists and has no such version. It matches
+// [upstream.ErrNotFound].
+var ErrNoVersion = fmt.Errorf("%w: no such version", upstream.ErrNotFound)
+
+// An Upstream asks the upstream registry; an [upstream.Client] is one.
+type Upstream interface {
+	Get(ctx context.Context, r upstream.Request) (*upstream.Answer, error)
+	Open(ctx context.Context, r upstream.Request) (*upstream.Stream, error)
+	AddOrigin(rawURL string) error
+}
+
+// A Fetcher gets artifacts; a [fetch.Fetcher] is one.
+type Fetcher interface {
+	Fetch(ctx context.Context, a *fetch.Artifact) (*fetch.Body, error)
+	Stored(ds []artifact.Digest) (*fetch.Body, error)
+}
+
+// Config configures Crates.
+type Config struct {
+	// Index is the URL of the upstream's sparse index.
+	Index    string
+	Upstream Upstream // nil: offline
+	Fetcher  Fetcher
+	Cache    *filecache.Cache
+	TTL      time.Duration // 0: DefaultTTL
+	NoAhead  bool          // do not fetch ahead
+	Logger   *slog.Logger  // nil discards
+}
+
+// Crates has the crates of one registry. Its methods may be called concurrently.
+type Crates struct {
+	c       Config
+	index   string // ends in a slash
+	log     *slog.Logger
+	memory  *lru.Cache[registry.CrateName, *File]
+	flights singleflight.Group
+	ahead   ahead
+}
+
+// New returns the crates that c describes.
+func New(c Config) *Crates {
+	if c.TTL == 0 {
+		c.TTL = DefaultTTL
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Crates{c: c, index: strings.TrimSuffix(c.Index, "/") + "/", log: c.Logger}
+	s.memory, _ = lru.New[registry.CrateName, *File](memoryFiles) // fails for sizes below 1 only
+	s.ahead.queue = make(chan job, aheadQueue)
+	s.ahead.recent = make(map[registry.CrateName]time.Time)
+	return s
+}
+
+// A File is an index file. It is not changed once it is handed out.
+type File struct {
+	Body  []byte
+	ETag  string // of Body, quoted; the same on every node
+	Stale bool   // the upstream could not be asked whether it is current
+	Lines []registry.CargoLine
+
+	validators upstream.Validators
+	checked    time.Time
+
+	gzipOnce sync.Once
+	gzipped  []byte
+}
+
+func newFile(name registry.CrateName, body []byte) (*File, error) {
+	lines, err := registry.ParseCargoIndex(name, body)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(body)
+	return &File{Body: body, Lines: lines, ETag: `"` + hex.EncodeToString(sum[:16]) + `"`}, nil
+}
+
+// renewed returns f as of now.
+func (f *File) renewed(v upstream.Validators) *File {
+	if v == (upstream.Validators{}) {
+		v = f.validators
+	}
+	return &File{Body: f.Body, ETag: f.ETag, Lines: f.Lines, validators: v, checked: time.Now()}
+}
+
+// fresh reports whether f was current less than ttl ago. A clock that was set
+// back makes nothing fresh (REL-10).
+func (f *File) fresh(ttl time.Duration) bool {
+	age := time.Since(f.checked)
+	return age >= 0 && age < ttl
+}
+
+func (f *File) encode() []byte {
+	b := []byte{1}
+	b = compact.AppendUint(b, uint64(max(0, f.checked.Unix())))
+	b = compact.AppendString(b, f.validators.ETag)
+	b = compact.AppendString(b, f.validators.LastModified)
+	return append(b, f.Body...)
+}
+
+func decodeFile(name registry.CrateName, b []byte) (*File, error) {
+	d := compact.NewDecoder(b)
+	version, checked := d.Byte(), d.Uint()
+	v := upstream.Validators{ETag: d.String(), LastModified: d.String()}
+	body := d.Rest()
+	if d.Err() != nil || version != 1 {
+		return nil, fmt.Errorf("cached index file of %s: version %d, %w", name, version, d.Err())
+	}
+	f, err := newFile(name, body)
+	if err != nil {
+		return nil, err
+	}
+	f.validators, f.checked = v, time.Unix(int64(checked), 0)
+	return f, nil
+}
+
+// Index returns the index file of a crate. The error matches
+// [upstream.ErrNotFound] if the upstream says that there is none.
+func (s *Crates) Index(ctx context.Context, name registry.CrateName) (*File, error) {
+	f, err := s.file(ctx, name)
+	if err == nil {
+		s.lookAhead(f, 0)
+	}
+	return f, err
+}
+
+func (s *Crates) file(ctx context.Context, name registry.CrateName) (*File, error) {
+	if f, ok := s.memory.Get(name); ok && f.fresh(s.c.TTL) {
+		return f, nil
+	}
+	return shared(ctx, s, "index "+string(name), func(ctx context.Context) (*File, error) { return s.renew(ctx, name) })
+}
+
+// held returns the file that we have, fresh or not.
+func (s *Crates) held(name registry.CrateName) (*File, error) {
+	if f, ok := s.memory.Get(name); ok {
+		return f, nil
+	}
+	b, err := s.c.Cache.Get("index " + string(name))
+	if err != nil {
+		return nil, err
+	}
+	f, err := decodeFile(name, b)
+	if err != nil {
+		s.c.Cache.Remove("index " + string(name))
+		return nil, err
+	}
+	s.memory.Add(name, f)
+	return f, nil
+}
+
+// shared calls f once for all who ask for key at the same time. f goes on when
+// they leave, for up to workLimit.
+func shared[T any](ctx context.Context, s *Crates, key string, f func(context.Context) (T, error)) (T, error) {
+	var zero T
+	ch := s.flights.DoChan(key, func() (v any, err error) {
+		defer func() {
+			if p := recover(); p != nil { // REL-16: singleflight would end the process
+				s.log.Error("panic while getting an index file", "panic", p, "stack", string(debug.Stack()))
+				err = errors.New("internal error")
+			}
+		}()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), workLimit)
+		defer cancel()
+		return f(ctx)
+	})
+	late := time.NewTimer(patience)
+	defer late.Stop()
+	select {
+	case res := <-ch:
+		if res.Err != nil {
+			return zero, res.Err
+		}
+		return res.Val.(T), nil
+	case <-late.C:
+		return zero, fmt.Errorf("%w: no answer for %v", upstream.ErrUnreachable, patience)
+	case <-ctx.Done():
+		return zero, ctx.Err()
+	}
+}
+
+// renew returns the file from disk if it is fresh, else from the upstream, else
+// from disk all the same.
+func (s *Crates) renew(ctx context.Context, name registry.CrateName) (*File, error) {
+	old, _ := s.held(name)
+	if old != nil && old.fresh(s.c.TTL) {
+		return old, nil
+	}
+	f, err := s.ask(ctx, name, old)
+	switch {
+	case err == nil:
+		s.keep(name, f)
+		return f, nil
+	case errors.Is(err, upstream.ErrNotFound) && errors.Is(err, errAnswered):
+		// The upstream has spoken: the crate was removed.
+		s.memory.Remove(name)
+		s.c.Cache.Remove("index " + string(name))
+		return nil, err
+	case old != nil:
+		s.log.Warn("upstream failed, serving the index file at hand", "crate", name, "age", time.Since(old.checked).Round(time.Second), "err", err)
+		return &File{Body: old.Body, ETag: old.ETag, Lines: old.Lines, Stale: true}, nil
+	}
+	return nil, err
+}
+
+// errAnswered marks errors that are the upstream's answer.
+var errAnswered = errors.New("answered by the upstream")
+
+type answered struct{ error }
+
+func (e answered) Unwrap() []error { return []error{e.error, errAnswered} }
+
+// ask asks the upstream for the file, of which old, if not nil, is at hand.
+func (s *Crates) ask(ctx context.Context, name registry.CrateName, old *File) (*File, error) {
+	if s.c.Upstream == nil {
+		return nil, fmt.Errorf("index file of %s: %w", name, fetch.ErrUnavailable)
+	}
+	r := upstream.Request{URL: s.index + name.IndexPath(), Kind: upstream.IndexFile}
+	if old != nil {
+		r.Validators = old.validators
+	}
+	a, err := s.c.Upstream.Get(ctx, r)
+	if errors.Is(err, upstream.ErrNotFound) {
+		return nil, answered{err}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if a.NotModified && old != nil {
+		return old.renewed(a.Validators), nil
+	}
+	f, err := newFile(name, a.Body)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", upstream.ErrBadAnswer, err)
+	}
+	f.validators, f.checked = a.Validators, time.Now()
+	return f, nil
+}
+
+func (s *Crates) keep(name registry.CrateName, f *File) {
+	s.memory.Add(name, f)
+	if err := s.c.Cache.Put("index "+string(name), f.encode()); err != nil {
+		s.log.Debug("index file not kept on disk", "crate", name, "err", err)
+	}
+}
+
+// Crate returns the .crate of a version. The error matches
+// [upstream.ErrNotFound] if the index has no such version.
+func (s *Crates) Crate(ctx context.Context, name registry.CrateName, version string) (*fetch.Body, error) {
+	lines, err := s.version(ctx, name, version)
+	if err != nil {
+		return nil, err
+	}
+	a := &fetch.Artifact{
+		Name:     fmt.Sprintf("%s-%s.crate", lines[0].Name, version),
+		MaxBytes: upstream.Crate.MaxExpanded,
+	}
+	for _, l := range lines {
+		a.Known = append(a.Known, artifact.Digest{Alg: artifact.SHA256, Sum: l.Cksum})
+	}
+	if s.c.Upstream != nil {
+		a.Upstream = func(ctx context.Context) (*fetch.Download, error) { return s.download(ctx, lines) }
+	}
+	return s.c.Fetcher.Fetch(ctx, a)
+}
+
+// Digests returns the digests of a version's .crate, of which one is right.
+func (s *Crates) Digests(ctx context.Context, name registry.CrateName, version string) ([]artifact.Digest, error) {
+	lines, err := s.version(ctx, name, version)
+	var ds []artifact.Digest
+	for _, l := range lines {
+		ds = append(ds, artifact.Digest{Alg: artifact.SHA256, Sum: l.Cksum})
+	}
+	return ds, err
+}
+
+// version returns the lines of a version. What a line says about a .crate never
+// changes, so a copy of any age will do.
+func (s *Crates) version(ctx context.Context, name registry.CrateName, version string) ([]registry.CargoLine, error) {
+	if f, err := s.held(name); err == nil {
+		if lines := f.version(version); len(lines) > 0 {
+			return lines, nil
+		}
+	}
+	f, err := s.file(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	lines := f.version(version)
+	switch {
+	case len(lines) > 0:
+		return lines, nil
+	case f.Stale:
+		return nil, fmt.Errorf("%s %s: %w", name, version, upstream.ErrUnreachable) // not known to be absent
+	}
+	return nil, fmt.Errorf("%s %s: %w", name, version, ErrNoVersion)
+}
+
+func (f *File) version(version string) []registry.CargoLine {
+	var lines []registry.CargoLine
+	for _, l := range f.Lines {
+		if l.Vers == version {
+			lines = append(lines, l)
+		}
+	}
+	return lines
+}
+
+// download opens a .crate at the upstream.
+func (s *Crates) download(ctx context.Context, lines []registry.CargoLine) (*fetch.Download, error) {
+	dl, err := s.dl(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l := lines[len(lines)-1]
+	st, err := s.c.Upstream.Open(ctx, upstream.Request{
+		URL:  registry.ExpandDL(dl, l.Name, l.Vers, hex.EncodeToString(l.Cksum[:])),
+		Kind: upstream.Crate,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &fetch.Download{ReadCloser: st, Size: st.Size}, nil
+}
+
+// dl returns the download template of the upstream's config.json.
+func (s *Crates) dl(ctx context.Context) (string, error) {
+	return shared(ctx, s, "config", func(ctx context.Context) (string, error) {
+		var old *upstream.Answer
+		var checked time.Time
+		if b, err := s.c.Cache.Get("config"); err == nil {
+			d := compact.NewDecoder(b)
+			d.Byte()
+			checked = time.Unix(int64(d.Uint()), 0)
+			v := upstream.Validators{ETag: d.String(), LastModified: d.String()}
+			if body := d.Rest(); d.Err() == nil {
+				old = &upstream.Answer{Body: body, Validators: v}
+			}
+		}
+		if age := time.Since(checked); old == nil || age < 0 || age > configTTL {
+			r := upstream.Request{URL: s.index + "config.json", Kind: upstream.IndexConfig}
+			if a, err := s.c.Upstream.Get(ctx, r); err == nil {
+				old = a
+				f := File{Body: a.Body, validators: a.Validators, checked: time.Now()}
+				if err := s.c.Cache.Put("config", f.encode()); err != nil {
+					s.log.Debug("config.json not kept on disk", "err", err)
+				}
+			} else if old == nil {
+				return "", notAbsent(err)
+			}
+		}
+		return s.parseConfig(old.Body)
+	})
+}
+
+// notAbsent keeps the absence of config.json from looking like that of a crate.
+func notAbsent(err error) error {
+	if errors.Is(err, upstream.ErrNotFound) {
+		return fmt.Errorf("%w: the upstream index has no config.json", upstream.ErrBadAnswer)
+	}
+	return err
+}
+
+func (s *Crates) parseConfig(b []byte) (string, error) {
+	var c struct {
+		DL string `json:"dl"`
+	}
+	if err := json.Unmarshal(b, &c); err != nil {
+		return "", fmt.Errorf("%w: config.json: %w", upstream.ErrBadAnswer, err)
+	}
+	u, err := url.Parse(registry.ExpandDL(c.DL, "c", "1", "0"))
+	if err != nil || u.Host == "" {
+		return "", fmt.Errorf("%w: config.json: dl is %.200q", upstream.ErrBadAnswer, c.DL)
+	}
+	// The index is configured, and says where its crates are (SEC-30).
+	if err := s.c.Upstream.AddOrigin(u.Scheme + "://" + u.Host); err != nil {
+		return "", fmt.Errorf("%w: config.json: dl: %w", upstream.ErrBadAnswer, err)
+	}
+	return c.DL, nil
+}
