@@ -101,7 +101,9 @@ type Node struct {
 	metrics   *metrics
 	usage     recorder
 	loops     loops
-	token     string // for changes over HTTP
+
+	upstreamNames []string
+	token         string // for changes over HTTP
 
 	ln       net.Listener
 	handler  http.Handler
@@ -356,10 +358,7 @@ func (n *Node) Addr() net.Addr { return n.ln.Addr() }
 
 // URL returns the address at which clients of this machine reach the node.
 func (n *Node) URL() string {
-	scheme := "http"
-	if n.c.TLSCert != "" {
-		scheme = "https"
-	}
+	scheme := n.scheme()
 	ap, err := netip.ParseAddrPort(n.Addr().String())
 	if err != nil {
 		return scheme + "://" + n.Addr().String()
