@@ -294,14 +294,8 @@ func shared[T any](ctx context.Context, m *Modules, key string, f func(context.C
 func (m *Modules) held(ctx context.Context, key string, w *wanted) (*File, error) {
 	f, ok := m.memory.get(key)
 	if !ok {
-		b, err := m.conf.Cache.Get(key)
-		if err != nil {
-			return nil, err
-		}
-		if f, err = decodeFile(b, w.forever); err != nil {
-			return nil, err
-		}
-		if err := w.check(f.Body); err != nil {
+		var err error
+		if f, err = m.heldFile(key, w); err != nil {
 			return nil, err
 		}
 	}
@@ -321,6 +315,19 @@ func (m *Modules) held(ctx context.Context, key string, w *wanted) (*File, error
 	return f, nil
 }
 
+// heldFile returns the file that is on disk, unproven.
+func (m *Modules) heldFile(key string, w *wanted) (*File, error) {
+	b, err := m.conf.Cache.Get(key)
+	if err != nil {
+		return nil, err
+	}
+	f, err := decodeFile(b, w.forever)
+	if err != nil {
+		return nil, err
+	}
+	return f, w.check(f.Body)
+}
+
 // renew returns the file from disk if it is fresh, else from an upstream, else from
 // disk all the same.
 func (m *Modules) renew(ctx context.Context, key string, r route, w *wanted) (*File, error) {
@@ -332,9 +339,8 @@ func (m *Modules) renew(ctx context.Context, key string, r route, w *wanted) (*F
 	switch {
 	case err == nil:
 		m.memory.put(key, f)
-		if err := m.conf.Cache.Put(key, f.encode()); err != nil {
-			m.log.Warn("module file not kept", "module", w.path, "err", err)
-		}
+		m.keep(key, f)
+		m.keepResolved(r, w, f)
 		return f, nil
 	case errors.Is(err, upstream.ErrNotFound):
 		m.memory.remove(key)
@@ -346,8 +352,38 @@ func (m *Modules) renew(ctx context.Context, key string, r route, w *wanted) (*F
 		return &stale, nil
 	case errors.Is(heldErr, ErrUnproven), errors.Is(heldErr, sumdb.ErrMismatch):
 		m.conf.Cache.Remove(key)
+	case errors.Is(err, upstream.ErrUnreachable):
+		if f, err := m.heldFile(key+resolved, w); err == nil {
+			f.Permanent, f.Stale = false, true
+			return f, nil
+		}
 	}
 	return nil, err
+}
+
+func (m *Modules) keep(key string, f *File) {
+	if err := m.conf.Cache.Put(key, f.encode()); err != nil {
+		m.log.Warn("module file not kept", "err", err)
+	}
+}
+
+// resolved marks the key of an .info that a branch or @latest was answered with.
+// The version's own .info may differ from it in unimportant members; without an
+// upstream it does instead, as it does in go's own cache.
+const resolved = " resolved"
+
+// keepResolved keeps the answer to a query under the version that it names.
+func (m *Modules) keepResolved(r route, w *wanted, f *File) {
+	if w.forever || w.kind.Name != upstream.ModuleInfo.Name {
+		return
+	}
+	var info struct{ Version string }
+	if json.Unmarshal(f.Body, &info) != nil {
+		return // cannot be: w.check has accepted it
+	}
+	if esc, err := module.EscapeVersion(info.Version); err == nil {
+		m.keep(r.prefix+w.path+"/@v/"+esc+".info"+resolved, f)
+	}
 }
 
 // ask gets the file from the upstream, and proves it. old is a copy that may
