@@ -23,6 +23,9 @@ func (n *Node) openFronts() error {
 	if err := n.openCargo(); err != nil {
 		return fmt.Errorf("cargo upstream: %w", err)
 	}
+	if err := n.openGo(); err != nil {
+		return fmt.Errorf("go upstream: %w", err)
+	}
 	return nil
 }
 

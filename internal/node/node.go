@@ -42,6 +42,7 @@ import (
 
 	"github.com/go-chi/chi/v5"
 	"github.com/pkgswarm/pkgswarm/core"
+	"github.com/pkgswarm/pkgswarm/goproxy"
 	"github.com/pkgswarm/pkgswarm/internal/httpguard"
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
 	"github.com/pkgswarm/pkgswarm/registry/exchange"
@@ -324,17 +325,17 @@ func (n *Node) router() http.Handler {
 	r.Handle("/metrics", n.metrics.handler())
 	r.Get("/api/v1/status", n.serveStatus)
 	n.mountDashboard(r)
-	var goproxy http.Handler
+	var modules http.Handler
 	for _, f := range n.fronts {
 		h := http.StripPrefix(strings.TrimSuffix(f.prefix, "/"), n.metrics.count(f.name, f.h))
 		r.Handle(f.prefix+"*", h)
 		if f.name == "go" {
-			goproxy = n.metrics.count(f.name, f.h)
+			modules = n.metrics.count(f.name, f.h)
 		}
 	}
 	r.NotFound(func(w http.ResponseWriter, req *http.Request) {
-		if p := req.URL.Path; goproxy != nil && (strings.Contains(p, "/@v/") || strings.HasSuffix(p, "/@latest") || strings.HasPrefix(p, "/sumdb/")) {
-			goproxy.ServeHTTP(w, req)
+		if modules != nil && goproxy.Handles(req.URL.Path) {
+			modules.ServeHTTP(w, req)
 			return
 		}
 		http.Error(w, "not found: no such page", http.StatusNotFound)

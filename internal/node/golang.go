@@ -1,0 +1,199 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/pkgswarm/pkgswarm/goproxy"
+	"github.com/pkgswarm/pkgswarm/internal/clients"
+	"github.com/pkgswarm/pkgswarm/registry"
+	"github.com/pkgswarm/pkgswarm/registry/modules"
+	"github.com/pkgswarm/pkgswarm/registry/sumdb"
+	"github.com/pkgswarm/pkgswarm/registry/upstream"
+)
+
+const (
+	moduleCache = 2 << 30         // bytes of cached module files and checksum records on disk
+	goEnvLimit  = 5 * time.Second // for asking the go command
+)
+
+// openGo opens the GOPROXY front end.
+func (n *Node) openGo() error {
+	s, err := n.goSettings()
+	if err != nil {
+		return err
+	}
+	cache, err := n.openCache("go", moduleCache)
+	if err != nil {
+		return err
+	}
+	mc := modules.Config{
+		Proxies: s.proxies, Zips: n.fetcher, Cache: cache, NoProxy: s.noProxy, NoSums: s.noSums, Logger: n.log,
+		TTL: modules.DefaultTTL, TempDir: n.c.Data,
+	}
+	if ttl := n.c.IndexTTL; ttl > 0 {
+		mc.TTL = min(mc.TTL, ttl)
+	}
+	sc := sumdb.Config{Key: s.sumKey, URL: s.sumURL, Proxies: s.proxies.Proxies(), StateDir: n.c.State, Cache: cache, Logger: n.log}
+	if !n.c.Offline {
+		client, err := upstream.New(s.origins(n))
+		if err != nil {
+			return err
+		}
+		n.closers = append(n.closers, func() error { client.Close(); return nil })
+		mc.Upstream, sc.Upstream = client, client
+		n.upstreamNames = append(n.upstreamNames, s.proxies.Proxies()...)
+	}
+	hc := goproxy.Config{Logger: n.log}
+	if s.sumKey != "" {
+		db, err := sumdb.Open(sc)
+		if err != nil {
+			return err
+		}
+		mc.Sums, hc.SumDB = db, db
+	}
+	hc.Modules = modules.New(mc)
+	n.fronts = append(n.fronts, front{name: "go", prefix: "/go/", h: goproxy.New(hc)})
+	return nil
+}
+
+// goSettings are those of the go command that count for a node.
+type goSettings struct {
+	proxies modules.List
+	scopes  []upstream.Scope
+	sumKey  string // empty: no checksum database
+	sumURL  string // empty: through the proxies, or at its name
+	noProxy string // patterns
+	noSums  string
+}
+
+// origins returns whom the node may ask.
+func (s *goSettings) origins(n *Node) upstream.Config {
+	c := upstream.Config{Scopes: s.scopes, UserAgent: n.userAgent(), Logger: n.log}
+	add := func(url, public string) {
+		if url == public {
+			c.PublicOrigins = append(c.PublicOrigins, url)
+			return
+		}
+		c.Origins = append(c.Origins, url)
+	}
+	for _, p := range s.proxies.Proxies() {
+		add(p, registry.GoProxy)
+	}
+	switch name, _, _ := strings.Cut(s.sumKey, "+"); {
+	case s.sumURL != "":
+		c.Origins = append(c.Origins, s.sumURL)
+	case s.sumKey == registry.GoSumDB:
+		add("https://"+name, "https://"+name)
+	case name != "":
+		c.Origins = append(c.Origins, "https://"+name)
+	}
+	return c
+}
+
+// goSettings returns what the node was told or, where it was not, what this
+// machine's go command is set to use.
+func (n *Node) goSettings() (*goSettings, error) {
+	env := goEnv()
+	list := env.GOPROXY
+	if n.c.GoUpstream != "" {
+		list = n.c.GoUpstream
+	}
+	if list = n.withoutSelf(list); list == "" {
+		list = registry.GoProxy
+	}
+	s := &goSettings{noProxy: join(n.c.Private, env.GONOPROXY), noSums: join(n.c.Private, env.GONOSUMDB)}
+	var err error
+	if s.proxies, s.scopes, err = modules.ParseList(list); err != nil {
+		return nil, err
+	}
+	db := env.GOSUMDB
+	if n.c.SumDB != "" {
+		db = n.c.SumDB
+	}
+	if s.sumKey, s.sumURL, err = parseSumDB(db); err != nil {
+		return nil, err
+	}
+	netrc, err := upstream.Netrc(netrcPath())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		n.log.Warn("no credentials from netrc", "err", err)
+	}
+	s.scopes = append(s.scopes, netrc...)
+	return s, nil
+}
+
+// withoutSelf takes this node out of a list that setup has put it into.
+func (n *Node) withoutSelf(list string) string {
+	for _, scheme := range []string{"http://", "https://"} {
+		list = clients.RemoveGo(list, scheme+n.c.Listen)
+		if _, port, ok := strings.Cut(n.c.Listen, ":"); ok {
+			list = clients.RemoveGo(list, scheme+"localhost:"+port)
+		}
+	}
+	return list
+}
+
+// parseSumDB parses a value of GOSUMDB. The key is empty for "off".
+func parseSumDB(s string) (key, url string, err error) {
+	f := strings.Fields(s)
+	name, _, _ := strings.Cut(registry.GoSumDB, "+")
+	switch {
+	case len(f) == 0:
+		return registry.GoSumDB, "", nil
+	case f[0] == "off":
+		return "", "", nil
+	case f[0] == name:
+		f[0] = registry.GoSumDB
+	case !strings.Contains(f[0], "+"):
+		return "", "", fmt.Errorf("checksum database %q: its key is not known, write it as name+hash+key", f[0])
+	}
+	if len(f) > 2 {
+		return "", "", fmt.Errorf("checksum database %q is more than a key and a URL", s)
+	}
+	if len(f) == 2 {
+		url = strings.TrimSuffix(f[1], "/")
+	}
+	return f[0], url, nil
+}
+
+// join joins lists of patterns.
+func join(patterns []string, more string) string {
+	if more != "" {
+		patterns = append(patterns[:len(patterns):len(patterns)], more)
+	}
+	return strings.Join(patterns, ",")
+}
+
+type goEnvironment struct{ GOPROXY, GOSUMDB, GONOPROXY, GONOSUMDB string }
+
+// goEnv asks the go command, if there is one, how it is set up.
+func goEnv() (env goEnvironment) {
+	ctx, cancel := context.WithTimeout(context.Background(), goEnvLimit) // at the start, before anything can be cancelled
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "go", "env", "-json", "GOPROXY", "GOSUMDB", "GONOPROXY", "GONOSUMDB")
+	cmd.Env = append(os.Environ(), "GOTOOLCHAIN=local")
+	cmd.Dir = os.TempDir()
+	if out, err := cmd.Output(); err == nil {
+		json.Unmarshal(out, &env) // a go that answers something else is no go
+	}
+	return env
+}
+
+func netrcPath() string {
+	if p := os.Getenv("NETRC"); p != "" {
+		return p
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(home, ".netrc")
+}
