@@ -270,7 +270,12 @@ type Body struct {
 }
 
 // Close releases the body.
-func (b *Body) Close() error { return b.close() }
+func (b *Body) Close() error {
+	if b.close == nil {
+		return nil
+	}
+	return b.close()
+}
 
 // Fetch returns the artifact, from the nearest place that has it. It returns as
 // soon as the file is complete or may be streamed. Its error is that of
