@@ -77,13 +77,17 @@ func (n *Node) openCargo() error {
 
 // cargoUpstream returns the index to mirror, and whom that allows to ask.
 func (n *Node) cargoUpstream() (index string, c upstream.Config, scopes []upstream.Scope, err error) {
-	if n.c.CargoUpstream == "" {
+	configured := n.c.CargoUpstream
+	if configured == "" {
+		configured = cargoIndex()
+	}
+	if configured == "" {
 		return registry.CargoIndex, upstream.Config{PublicOrigins: []string{registry.CargoIndex}}, nil, nil
 	}
-	index, ok := strings.CutPrefix(n.c.CargoUpstream, "sparse+")
+	index, ok := strings.CutPrefix(configured, "sparse+")
 	u, err := url.Parse(index)
 	if !ok || err != nil || u.Host == "" {
-		return "", c, nil, fmt.Errorf("%q is not sparse+ and a URL", n.c.CargoUpstream)
+		return "", c, nil, fmt.Errorf("%q is not sparse+ and a URL", configured)
 	}
 	index, scope, err := upstream.SplitUserinfo(index)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -31,6 +32,7 @@ const (
 	maxTiles     = 2_048            // verified tiles in memory, 8 KiB each
 	lookupLimit  = 25 * time.Second // for one look-up with its tiles
 	latestFresh  = 30 * time.Second // before the database is asked for a newer tree again
+	latestNeeded = time.Second      // the same, when a client knows a newer tree than we do
 	maxEvidence  = 16               // files of evidence kept
 	maxModuleKey = 4 << 10          // bytes of an escaped module@version
 )
@@ -75,11 +77,12 @@ type DB struct {
 	cache    *filecache.Cache
 	log      *slog.Logger
 
-	records *lru.Cache[string, Record]    // by escaped module@version
-	tiles   *lru.Cache[tlog.Tile, []byte] // by coordinates with W 0: the widest known
-	flights singleflight.Group            // look-ups
-	asked   atomic.Int64                  // when the latest tree was last asked for, Unix ns
-	forks   atomic.Int64
+	records    *lru.Cache[string, Record]    // by escaped module@version
+	tiles      *lru.Cache[tlog.Tile, []byte] // by coordinates with W 0: the widest known
+	flights    singleflight.Group            // look-ups
+	refreshing sync.Mutex                    // held while the latest tree is asked for
+	asked      atomic.Int64                  // when the latest tree was last asked for, Unix ns
+	forks      atomic.Int64
 }
 
 // A Record is what the database says of a module version, proven.
@@ -278,7 +281,7 @@ func (db *DB) Answer(ctx context.Context, m module.Version) ([]byte, error) {
 // database for a newer one if it was not asked for a while. If the database does not
 // answer, the kept tree is served. The error matches that of Lookup.
 func (db *DB) Latest(ctx context.Context) ([]byte, error) {
-	err := db.refresh(ctx)
+	err := db.refresh(ctx, latestFresh)
 	_, signed := db.head.load()
 	if len(signed) > 0 {
 		return signed, nil
@@ -289,11 +292,16 @@ func (db *DB) Latest(ctx context.Context) ([]byte, error) {
 	return nil, err
 }
 
-func (db *DB) refresh(ctx context.Context) error {
+// refresh asks for the newest tree unless that was done less than fresh ago. Who comes while
+// it is being asked for waits: its tile may be in the answer.
+func (db *DB) refresh(ctx context.Context, fresh time.Duration) error {
+	db.refreshing.Lock()
+	defer db.refreshing.Unlock()
 	now, last := time.Now().UnixNano(), db.asked.Load()
-	if now-last < int64(latestFresh) && last != 0 || !db.asked.CompareAndSwap(last, now) {
+	if now-last < int64(fresh) && last != 0 {
 		return nil
 	}
+	db.asked.Store(now)
 	signed, err := db.remote.get(ctx, "/latest")
 	if err != nil {
 		return err

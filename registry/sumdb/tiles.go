@@ -58,7 +58,7 @@ func (db *DB) treeWith(ctx context.Context, t tlog.Tile) (tlog.Tree, error) {
 	if has(tree) {
 		return tree, nil
 	}
-	err := db.refresh(ctx)
+	err := db.refresh(ctx, latestNeeded)
 	if tree, _ = db.head.load(); has(tree) {
 		return tree, nil
 	}
