@@ -122,6 +122,8 @@ func isSetting(cmd *cobra.Command, name string) bool {
 var commands = []func(*streams) *cobra.Command{
 	newConfigCommand,
 	newServeCommand,
+	newImportCommand,
+	newKeyCommand,
 	newSetupCommand,
 	newVersionCommand,
 }

@@ -1,0 +1,244 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/pkgswarm/pkgswarm/core"
+	"github.com/pkgswarm/pkgswarm/importer"
+	"github.com/pkgswarm/pkgswarm/registry/catalog"
+)
+
+// importFlags are those that both ecosystems have.
+type importFlags struct {
+	dirs
+	json         bool
+	watch        bool
+	every        time.Duration
+	artifacts    string
+	workers      int
+	allowRemoval bool
+	listen       []string
+	peers        []string
+	cosigners    []string
+	quorum       int
+}
+
+func (f *importFlags) add(cmd *cobra.Command) {
+	f.addFlags(cmd)
+	fl := cmd.Flags()
+	fl.BoolVar(&f.json, "json", false, "print one JSON object a line: each problem, then a summary")
+	fl.BoolVar(&f.watch, "watch", false, "go on for ever: import what changes, say every ten minutes that nothing did, and seed")
+	fl.DurationVar(&f.every, "every", time.Minute, "how often to look for changes with --watch")
+	fl.StringVar(&f.artifacts, "artifacts", "", "fetch, verify and seed the files as well: all, or those of a lock file (lock:`FILE`)")
+	fl.Lookup("artifacts").NoOptDefVal = "all"
+	fl.IntVar(&f.workers, "workers", 0, "packages in work at a time (default: one for each processor)")
+	fl.BoolVar(&f.allowRemoval, "allow-removal", false, "let an index that lacks more than a tenth of the packages remove them")
+	fl.StringArrayVar(&f.listen, "swarm-listen", nil, "accept peers at `ADDR` while watching; may be repeated")
+	fl.StringArrayVar(&f.peers, "peer", nil, "connect to the peer at `ADDR` while watching; may be repeated")
+	fl.StringArrayVar(&f.cosigners, "cosigner", nil, "seed `FILE` of a further signer of the catalog; may be repeated")
+	fl.IntVar(&f.quorum, "quorum", 0, "how many of the signers must sign (default: the majority)")
+}
+
+func newImportCommand(s *streams) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "import",
+		Short: "Sign what an upstream registry says, as its operator",
+		Long: `Turns the packages of an upstream registry into signed cores: a log for each
+package, and a catalog that names them. Needs a seed: see pkgswarm key new.
+
+An import can be stopped at any time and goes on where it was. Run again over
+unchanged input it signs nothing.
+
+Exit codes: 0 done, 3 done but for entries that were reported and not signed,
+1 failed, 2 wrong usage, 11 the store is in use, 130 interrupted.`,
+		Args: cobra.NoArgs,
+	}
+	cmd.AddCommand(newImportCargoCommand(s), newImportGoCommand(s))
+	return cmd
+}
+
+// An importJob is an import as a command runs it.
+type importJob struct {
+	s   *streams
+	f   *importFlags
+	op  *operator
+	bar *progressbar.ProgressBar
+
+	sum      importer.Summary
+	problems int
+}
+
+// run imports all sources once, then goes on watching if asked to.
+func (f *importFlags) run(ctx context.Context, s *streams, open func(*operator) (*sources, error)) error {
+	op, err := openOperator(ctx, f)
+	if err != nil {
+		return err
+	}
+	defer op.close()
+	srcs, err := open(op)
+	if err != nil {
+		return err
+	}
+	defer srcs.close()
+	if srcs.artifacts != nil {
+		if err := op.openArtifacts(f.data); err != nil {
+			return operatorError(err)
+		}
+		srcs.artifacts.Store = op.artifacts
+	}
+	j := &importJob{s: s, f: f, op: op}
+	for _, p := range srcs.problems {
+		j.report(p)
+	}
+	start := time.Now()
+	err = j.importAll(ctx, srcs, srcs.list)
+	j.sum.Elapsed = time.Since(start)
+	j.summary()
+	if err != nil {
+		return err
+	}
+	if f.watch {
+		return j.watch(ctx, srcs)
+	}
+	if j.problems > 0 {
+		return &exitError{exitPartly, fmt.Errorf("%d entries were not signed", j.problems), ""}
+	}
+	return nil
+}
+
+func (j *importJob) importAll(ctx context.Context, srcs *sources, list []importer.Source) error {
+	im := importer.New(j.config(srcs))
+	for _, src := range list {
+		j.startBar(src)
+		sum, err := im.Run(ctx, src)
+		j.stopBar()
+		j.sum.Add(sum)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (j *importJob) config(srcs *sources) importer.Config {
+	c := importer.Config{
+		Logs:         &importer.CoreLogs{Store: j.op.store, Operator: j.op.keys},
+		Catalog:      j.op.catalog,
+		Dir:          j.op.dir,
+		Workers:      j.f.workers,
+		AllowRemoval: j.f.allowRemoval,
+		Served:       j.f.watch,
+		Report:       j.report,
+		Status:       j.progress,
+	}
+	if srcs.artifacts != nil {
+		c.Artifacts = srcs.artifacts
+	}
+	return c
+}
+
+// startBar shows progress on a terminal; the number of packages is known only of
+// some sources.
+func (j *importJob) startBar(src importer.Source) {
+	f, ok := j.s.err.(*os.File)
+	if j.f.json || !ok || !term.IsTerminal(int(f.Fd())) {
+		return
+	}
+	total := int64(-1)
+	if c, ok := src.(interface{ Count() int }); ok {
+		total = int64(c.Count())
+	}
+	j.bar = progressbar.NewOptions64(total,
+		progressbar.OptionSetWriter(f),
+		progressbar.OptionSetDescription("import "+string(src.Ecosystem())),
+		progressbar.OptionShowCount(),
+		progressbar.OptionShowIts(),
+		progressbar.OptionSetItsString("packages"),
+		progressbar.OptionSetPredictTime(true),
+		progressbar.OptionThrottle(100*time.Millisecond),
+		progressbar.OptionClearOnFinish(),
+	)
+}
+
+func (j *importJob) stopBar() {
+	if j.bar != nil {
+		j.bar.Finish()
+		j.bar = nil
+	}
+}
+
+func (j *importJob) progress(p importer.Progress) {
+	if j.bar != nil {
+		j.bar.Set64(p.Packages)
+	}
+}
+
+// report prints a problem: one line, whatever is in it.
+func (j *importJob) report(p importer.Problem) {
+	j.problems++
+	if j.f.json {
+		j.print(struct {
+			Type string `json:"type"`
+			importer.Problem
+		}{"problem", p})
+		return
+	}
+	if j.bar != nil {
+		j.bar.Clear()
+	}
+	fmt.Fprintf(j.s.err, "not signed: %s\n", printable(p.String()))
+}
+
+func (j *importJob) print(v any) { json.NewEncoder(j.s.out).Encode(v) }
+
+func (j *importJob) summary() {
+	key := j.op.catalog.Key()
+	if j.f.json {
+		j.print(struct {
+			Type        string   `json:"type"`
+			RegistryKey core.Key `json:"registry_key"`
+			Length      uint64   `json:"catalog_length"`
+			importer.Summary
+			NotSigned int `json:"not_signed"`
+		}{"summary", key, j.op.catalog.Length(), j.sum, j.problems})
+		return
+	}
+	s := j.sum
+	fmt.Fprintf(j.s.out, "%d packages: %d changed, %d unchanged; %d versions, %s looked at; %d blocks signed, %d entries not signed; %v; registry key %s\n",
+		s.Packages, s.Changed, s.Unchanged, s.Versions, humanize.Bytes(uint64(s.Bytes)), s.Events, j.problems, s.Elapsed.Round(time.Millisecond), key)
+}
+
+// printable replaces what could move a terminal's cursor. SEC-52
+func printable(s string) string {
+	out := []rune(s)
+	for i, r := range out {
+		if r < ' ' || r >= 0x7f && r < 0xa0 || r == 0xfffd || r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069 {
+			out[i] = '?'
+		}
+	}
+	return string(out)
+}
+
+// operatorError adds what to do about an operator's store.
+func operatorError(err error) error {
+	if e, ok := errors.AsType[*core.InUseError](err); ok {
+		return &exitError{exitInUse, e, "stop the other process, or use another --data"}
+	}
+	switch {
+	case errors.Is(err, catalog.ErrRollback), errors.Is(err, catalog.ErrFork):
+		return &exitError{exitFailed, err, "this store is older than what was signed: restore a newer one, or fetch the catalog and logs from your peers"}
+	case errors.Is(err, catalog.ErrRetired):
+		return &exitError{exitFailed, err, "use the seed of the successor"}
+	}
+	return keyError(err)
+}

@@ -1,0 +1,221 @@
+package importer
+
+import (
+	"archive/tar"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"strings"
+
+	"github.com/pkgswarm/pkgswarm/registry/artifact"
+	"github.com/pkgswarm/pkgswarm/registry/pkglog"
+)
+
+// Artifacts fetches the files of versions into a store, and names in package
+// logs the static cores that they are.
+type Artifacts struct {
+	Store *artifact.Store
+	// Open opens a file at its source. digest is that of the whole file. The
+	// error matches fs.ErrNotExist if the source has no such file.
+	Open func(ctx context.Context, h pkglog.Header, version string, digest artifact.Digest) (io.ReadCloser, error)
+	// Want chooses versions; nil means all. It may be called concurrently.
+	Want func(h pkglog.Header, version string) bool
+}
+
+// Fetch fetches what the log does not name yet. A file that cannot be had or is
+// not what it should be is a problem; a store that fails is an error.
+func (a *Artifacts) Fetch(ctx context.Context, s *pkglog.State) ([]pkglog.Event, []Problem, error) {
+	var events []pkglog.Event
+	var problems []Problem
+	h := s.Header()
+	named := make(map[pkglog.Artifact]bool)
+	for _, v := range versionsWithDigests(s) {
+		if a.Want != nil && !a.Want(h, v.version) || hasDigest(s.Artifacts(v.version), v.digest) {
+			continue
+		}
+		info, err := a.fetch(ctx, h, v)
+		switch {
+		case ctx.Err() != nil:
+			return nil, nil, ctx.Err()
+		case errors.Is(err, artifact.ErrNoSpace):
+			return nil, nil, err
+		case err != nil:
+			problems = append(problems, Problem{h.Ecosystem, h.Package, v.version, "artifact: " + err.Error()})
+			continue
+		}
+		e := pkglog.Event{Kind: pkglog.HasArtifact, Version: v.version, Artifact: pkglog.Artifact{
+			Key: info.Key, ByteLength: uint64(info.Size), Digest: v.digest.Sum,
+		}}
+		if !named[e.Artifact] {
+			named[e.Artifact] = true
+			events = append(events, e)
+		}
+	}
+	return events, problems, nil
+}
+
+// A versionDigest is a version and what its file must hash to.
+type versionDigest struct {
+	version string
+	digest  artifact.Digest
+}
+
+// versionsWithDigests returns the versions of a log in a fixed order.
+func versionsWithDigests(s *pkglog.State) []versionDigest {
+	var all []versionDigest
+	for _, b := range s.Lines() {
+		l, err := parseIndexLine(b)
+		if err != nil {
+			continue // blank
+		}
+		if d, err := artifact.ParseSHA256(l.Cksum); err == nil {
+			all = append(all, versionDigest{l.Vers, d})
+		}
+	}
+	for _, v := range s.Versions() {
+		all = append(all, versionDigest{v, artifact.Digest{Alg: artifact.H1, Sum: s.Module(v).ZipHash}})
+	}
+	return all
+}
+
+func hasDigest(as []pkglog.Artifact, d artifact.Digest) bool {
+	for _, a := range as {
+		if a.Digest == d.Sum {
+			return true
+		}
+	}
+	return false
+}
+
+// fetch returns what the store has of a version, fetching it first if need be.
+func (a *Artifacts) fetch(ctx context.Context, h pkglog.Header, v versionDigest) (artifact.Info, error) {
+	if info, err := a.Store.Stat(v.digest); err == nil && !info.Private && info.Key != (artifact.Key{}) {
+		return info, nil
+	}
+	r, err := a.Open(ctx, h, v.version, v.digest)
+	if err != nil {
+		return artifact.Info{}, err
+	}
+	defer r.Close()
+	w, err := a.Store.Create(-1)
+	if err != nil {
+		return artifact.Info{}, err
+	}
+	defer w.Close()
+	if _, err := io.Copy(w, r); err != nil {
+		return artifact.Info{}, err
+	}
+	if err := w.Verify(v.digest); err != nil {
+		return artifact.Info{}, err
+	}
+	if h.Ecosystem == pkglog.Cargo {
+		if err := inspectCrate(io.NewSectionReader(w, 0, w.Size())); err != nil {
+			return artifact.Info{}, err
+		}
+	}
+	return w.Commit(v.digest, false)
+}
+
+// Withdraw stops the seeding of files of removed versions. SEC-19
+func (a *Artifacts) Withdraw(s *pkglog.State) error {
+	live := make(map[[32]byte]bool)
+	for _, v := range versionsWithDigests(s) {
+		live[v.digest.Sum] = true
+	}
+	for _, w := range s.Withdrawn() {
+		for _, d := range withdrawnDigests(w) {
+			if live[d.Sum] {
+				continue
+			}
+			info, err := a.Store.Stat(d)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if err := a.Store.Withdraw(info.SHA256, "removed by the registry"); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func withdrawnDigests(w pkglog.Withdrawal) []artifact.Digest {
+	if w.Line != nil {
+		if l, err := parseIndexLine(w.Line); err == nil {
+			if d, err := artifact.ParseSHA256(l.Cksum); err == nil {
+				return []artifact.Digest{d}
+			}
+		}
+		return nil
+	}
+	var all []artifact.Digest
+	for _, a := range w.Artifacts {
+		all = append(all, artifact.Digest{Alg: artifact.H1, Sum: a.Digest})
+	}
+	return all
+}
+
+// Limits on a .crate: cargo's, so that nothing it would unpack is refused here.
+const (
+	maxUnpacked     = 512 << 20 // bytes
+	maxRatio        = 20        // expanded to packed, above maxUnpacked
+	maxCrateEntries = 1 << 18
+)
+
+// inspectCrate reads a .crate without unpacking it and says what in it is there
+// to do harm: links, devices, paths that leave the directory, names that meet
+// when case does not count. SEC-43
+func inspectCrate(r *io.SectionReader) error {
+	z, err := gzip.NewReader(r)
+	if err != nil {
+		return fmt.Errorf("not a crate: %w", err)
+	}
+	limit := max(maxUnpacked, maxRatio*r.Size())
+	bounded := &io.LimitedReader{R: z, N: limit}
+	t := tar.NewReader(bounded)
+	seen := make(map[string]bool)
+	for {
+		h, err := t.Next()
+		switch {
+		case err == io.EOF:
+			return nil
+		case bounded.N <= 0:
+			return fmt.Errorf("crate expands to more than %d bytes", limit)
+		case err != nil:
+			return fmt.Errorf("not a crate: %w", err)
+		case len(seen) >= maxCrateEntries:
+			return fmt.Errorf("crate of more than %d entries", maxCrateEntries)
+		}
+		if err := checkEntry(h); err != nil {
+			return err
+		}
+		name := strings.ToLower(strings.TrimSuffix(h.Name, "/"))
+		if seen[name] && h.Typeflag == tar.TypeReg {
+			return fmt.Errorf("crate has two entries called %.200q", h.Name)
+		}
+		seen[name] = true
+	}
+}
+
+func checkEntry(h *tar.Header) error {
+	switch h.Typeflag {
+	case tar.TypeReg, tar.TypeDir, tar.TypeXGlobalHeader:
+	default:
+		return fmt.Errorf("crate has %.200q, which is neither file nor directory", h.Name)
+	}
+	if h.Typeflag == tar.TypeXGlobalHeader {
+		return nil
+	}
+	name := strings.TrimSuffix(h.Name, "/")
+	if name == "" || path.IsAbs(name) || path.Clean(name) != name || strings.HasPrefix(name, "../") || name == ".." || strings.ContainsAny(name, "\\\x00") {
+		return fmt.Errorf("crate has an entry called %.200q", h.Name)
+	}
+	return nil
+}

@@ -1,0 +1,161 @@
+package importer
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io/fs"
+	"iter"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/pkgswarm/pkgswarm/registry/pkglog"
+)
+
+// A CargoHome imports the index files that cargo keeps below a CARGO_HOME. They
+// are as old as the cache: versions that a log lacks are added, and nothing
+// that it has is changed or removed.
+//
+// A cached file is
+//
+//	byte 3, uint32le index format, "etag: …" or the like, NUL, then
+//	(version, NUL, index line, NUL)*
+type CargoHome struct {
+	dir    string // of one registry, with config.json and .cache
+	crates string // its .crate files
+}
+
+// OpenCargoHome finds the registries below dir, which is a CARGO_HOME.
+func OpenCargoHome(dir string) ([]*CargoHome, error) {
+	index := filepath.Join(dir, "registry", "index")
+	entries, err := os.ReadDir(index)
+	if err != nil {
+		return nil, err
+	}
+	var homes []*CargoHome
+	for _, e := range entries {
+		if isDir(filepath.Join(index, e.Name(), ".cache")) {
+			homes = append(homes, &CargoHome{
+				dir:    filepath.Join(index, e.Name()),
+				crates: filepath.Join(dir, "registry", "cache", e.Name()),
+			})
+		}
+	}
+	if len(homes) == 0 {
+		return nil, fmt.Errorf("%s: no registry there: %w", index, fs.ErrNotExist)
+	}
+	return homes, nil
+}
+
+// IsCargoHome reports whether dir looks like a CARGO_HOME.
+func IsCargoHome(dir string) bool { return isDir(filepath.Join(dir, "registry", "index")) }
+
+// ID returns the directory of the registry's index.
+func (c *CargoHome) ID() string { return c.dir }
+
+// Ecosystem returns [pkglog.Cargo].
+func (c *CargoHome) Ecosystem() pkglog.Ecosystem { return pkglog.Cargo }
+
+// Complete returns false.
+func (c *CargoHome) Complete() bool { return false }
+
+// Packages yields the cached index files in the order of their paths.
+func (c *CargoHome) Packages(context.Context) iter.Seq2[Package, error] {
+	return func(yield func(Package, error) bool) {
+		d := &CargoDir{dir: filepath.Join(c.dir, ".cache")}
+		err := d.walk("", 0, func(name, path string) bool {
+			return yield(&cachedIndex{cargoFile{d, name, path}}, nil)
+		})
+		if err != nil && err != errStop {
+			yield(nil, err)
+		}
+	}
+}
+
+type cachedIndex struct{ cargoFile }
+
+// Update adds the versions that s does not have.
+func (f *cachedIndex) Update(_ context.Context, s *pkglog.State, _ Stamp) (*Update, error) {
+	stamp := f.Stamp()
+	file, err := os.Open(filepath.Join(f.src.dir, f.path))
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	b, err := readLimited(file, maxIndexFile)
+	if err != nil {
+		return nil, err
+	}
+	lines, err := parseCached(b)
+	if err != nil {
+		return nil, err
+	}
+	up := new(Update)
+	clean := up.clean(f.name, append(bytes.Join(lines, []byte{'\n'}), '\n'))
+	up.Bytes, up.Stamp = int64(len(b)), stamp
+	known := make(map[string]bool)
+	for _, l := range s.Lines() {
+		known[versionOf(l)] = true
+	}
+	fresh, _ := pkglog.SplitIndex(clean)
+	fresh = slices.DeleteFunc(fresh, func(l []byte) bool { return len(l) == 0 || known[versionOf(l)] })
+	for i, l := range fresh {
+		up.Events = append(up.Events, pkglog.Event{Kind: pkglog.Published, Position: len(s.Lines()) + i, Line: l})
+	}
+	return up, nil
+}
+
+// cacheVersion and indexFormat are what cargo writes since 1.68.
+const (
+	cacheVersion = 3
+	indexFormat  = 2
+)
+
+// parseCached returns the index lines of a cached index file.
+func parseCached(b []byte) ([][]byte, error) {
+	if len(b) < 5 || b[0] != cacheVersion || binary.LittleEndian.Uint32(b[1:]) != indexFormat {
+		return nil, fmt.Errorf("cached index file of an unknown format")
+	}
+	parts := bytes.Split(b[5:], []byte{0})
+	// validator, then pairs, and nothing behind the last NUL
+	if len(parts)%2 != 0 || len(parts[len(parts)-1]) != 0 {
+		return nil, fmt.Errorf("cached index file is cut short")
+	}
+	var lines [][]byte
+	for i := 2; i < len(parts)-1; i += 2 {
+		if bytes.IndexByte(parts[i], '\n') >= 0 {
+			return nil, fmt.Errorf("cached index line holds a newline")
+		}
+		lines = append(lines, parts[i])
+	}
+	return lines, nil
+}
+
+// Crate opens the .crate file of a version, whose name is that of its line.
+func (c *CargoHome) Crate(name, version string) (*os.File, error) {
+	return openCrate(c.crates, name, version)
+}
+
+// Crate opens the .crate file of a version, whose name is that of its line.
+func (d *CargoDir) Crate(name, version string) (*os.File, error) {
+	if d.crates == "" {
+		return nil, fs.ErrNotExist
+	}
+	return openCrate(d.crates, name, version)
+}
+
+func openCrate(dir, name, version string) (*os.File, error) {
+	file := name + "-" + version + ".crate"
+	if strings.ContainsAny(file, `/\`) {
+		return nil, fs.ErrNotExist
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	return root.Open(file)
+}

@@ -1,0 +1,152 @@
+package importer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/mod/module"
+)
+
+// maxModFile bounds .mod, .info and list files, in bytes. SEC-44
+const maxModFile = 16 << 20
+
+// A ModuleDir is a directory of the layout of a GOPROXY, such as the
+// cache/download below a GOMODCACHE. It is a [ModuleProxy].
+type ModuleDir struct{ root *os.Root }
+
+// OpenModuleDir opens dir, which may be a GOMODCACHE itself.
+func OpenModuleDir(dir string) (*ModuleDir, error) {
+	if sub := filepath.Join(dir, "cache", "download"); isDir(sub) {
+		dir = sub
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	return &ModuleDir{root}, nil
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}
+
+// Close releases the directory.
+func (d *ModuleDir) Close() error { return d.root.Close() }
+
+// Modules returns the modules of which it holds versions with .info and .mod.
+// A list file of a GOMODCACHE names only what is there, so it is not looked at.
+func (d *ModuleDir) Modules() ([]GoModule, error) {
+	byPath := make(map[string]*GoModule)
+	err := fs.WalkDir(d.root.FS(), ".", func(name string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if e.IsDir() {
+			if name == "cache" || name == "sumdb" || strings.HasPrefix(e.Name(), ".") && name != "." {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		path, version, ok := parseInfoPath(name)
+		if !ok {
+			return nil
+		}
+		if _, err := d.root.Lstat(strings.TrimSuffix(filepath.FromSlash(name), ".info") + ".mod"); err != nil {
+			return nil // go looked at the version, no more
+		}
+		m := byPath[path]
+		if m == nil {
+			m = &GoModule{Path: path}
+			byPath[path] = m
+		}
+		m.Versions = append(m.Versions, version)
+		return nil
+	})
+	var modules []GoModule
+	for _, m := range byPath {
+		modules = append(modules, *m)
+	}
+	return modules, err
+}
+
+// parseInfoPath reads "ESCAPED/@v/VERSION.info" of a canonical version.
+func parseInfoPath(name string) (path, version string, ok bool) {
+	escPath, file, ok := strings.Cut(name, "/@v/")
+	escVersion, isInfo := strings.CutSuffix(file, ".info")
+	if !ok || !isInfo {
+		return "", "", false
+	}
+	path, err := module.UnescapePath(escPath)
+	if err != nil {
+		return "", "", false
+	}
+	version, err = module.UnescapeVersion(escVersion)
+	return path, version, err == nil && checkVersion(path, version) == nil
+}
+
+// List returns the list file.
+func (d *ModuleDir) List(_ context.Context, path string) ([]byte, error) {
+	return d.read(path, "list")
+}
+
+// Info returns the .info file of a version.
+func (d *ModuleDir) Info(_ context.Context, path, version string) ([]byte, error) {
+	return d.readVersion(path, version, ".info")
+}
+
+// Mod returns the .mod file of a version.
+func (d *ModuleDir) Mod(_ context.Context, path, version string) ([]byte, error) {
+	return d.readVersion(path, version, ".mod")
+}
+
+// Zip opens the zip of a version.
+func (d *ModuleDir) Zip(_ context.Context, path, version string) (io.ReadCloser, error) {
+	escPath, escVersion, err := escape(path, version)
+	if err != nil {
+		return nil, err
+	}
+	return d.root.Open(filepath.FromSlash(escPath + "/@v/" + escVersion + ".zip"))
+}
+
+func (d *ModuleDir) readVersion(path, version, ext string) ([]byte, error) {
+	_, escVersion, err := escape(path, version)
+	if err != nil {
+		return nil, err
+	}
+	return d.read(path, escVersion+ext)
+}
+
+func (d *ModuleDir) read(path, file string) ([]byte, error) {
+	escPath, err := module.EscapePath(path)
+	if err != nil {
+		return nil, err
+	}
+	f, err := d.root.Open(filepath.FromSlash(escPath + "/@v/" + file))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return readLimited(f, maxModFile)
+}
+
+// readLimited reads all of r, which must not be more than limit bytes.
+func readLimited(r io.Reader, limit int64) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = fmt.Errorf("more than %d bytes", limit)
+	}
+	return b, err
+}
+
+func escape(path, version string) (escPath, escVersion string, err error) {
+	escPath, err1 := module.EscapePath(path)
+	escVersion, err2 := module.EscapeVersion(version)
+	return escPath, escVersion, errors.Join(err1, err2)
+}

@@ -1,0 +1,330 @@
+package importer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/pkgswarm/pkgswarm/registry/catalog"
+	"github.com/pkgswarm/pkgswarm/registry/pkglog"
+)
+
+// A run is one pass over a source.
+type run struct {
+	*Importer
+	src    Source
+	at     time.Time // recorded in all entries
+	stamps *stamps
+	sum    Summary
+
+	pending []pendingChange // of the catalog, in order
+	listed  map[string]bool // names, if the source is complete
+}
+
+// A pendingChange waits for the next flush.
+type pendingChange struct {
+	change catalog.Change // Key is empty if only the stamp is new
+	name   string
+	stamp  Stamp
+}
+
+// A job is one package on its way through the workers.
+type job struct {
+	p    Package
+	done chan result // gets one result
+}
+
+type result struct {
+	name      string
+	change    catalog.Change // Key is empty if the catalog has it already
+	stamp     Stamp
+	unchanged bool // told by the stamp
+	events    int
+	versions  int
+	bytes     int64
+	problems  []Problem
+	err       error // ends the run
+}
+
+func (im *Importer) begin(src Source) (*run, error) {
+	at, err := im.beginRecord(src)
+	if err != nil {
+		return nil, err
+	}
+	st, err := openStamps(im.c.Dir, src, im.c.Catalog.Key(), im.c.Catalog.Length())
+	if err != nil {
+		return nil, err
+	}
+	r := &run{Importer: im, src: src, at: at, stamps: st}
+	if src.Complete() {
+		r.listed = make(map[string]bool)
+	}
+	return r, nil
+}
+
+// run lists, works and collects. jobs are collected in the order listed: the
+// capacity of the queue bounds how far workers run ahead of the slowest.
+func (r *run) run(ctx context.Context) error {
+	g, work := errgroup.WithContext(ctx)
+	todo := make(chan *job)
+	queue := make(chan *job, 64*r.c.Workers)
+	g.Go(func() error {
+		defer close(queue)
+		defer close(todo)
+		return r.list(work, r.src.Packages(work), todo, queue)
+	})
+	for range r.c.Workers {
+		g.Go(func() error {
+			for j := range todo {
+				j.done <- r.work(work, j.p)
+			}
+			return nil
+		})
+	}
+	g.Go(func() error { return r.collect(work, queue) })
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if err := r.removeUnlisted(ctx); err != nil {
+		return err
+	}
+	return r.flush(ctx)
+}
+
+// end closes what the run used; done says that all of the source was signed.
+func (r *run) end(done bool) error {
+	r.stamps.close()
+	if !done {
+		return nil
+	}
+	if d, ok := r.src.(interface{ Done() error }); ok {
+		if err := d.Done(); err != nil {
+			return err
+		}
+	}
+	return r.endRecord(r.src)
+}
+
+func (r *run) list(ctx context.Context, packages iter.Seq2[Package, error], todo, queue chan<- *job) error {
+	for p, err := range packages {
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrSource, err)
+		}
+		j := &job{p, make(chan result, 1)}
+		select {
+		case queue <- j:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		select {
+		case todo <- j:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func (r *run) collect(ctx context.Context, queue <-chan *job) error {
+	for j := range queue {
+		var res result
+		select {
+		case res = <-j.done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if res.err != nil {
+			return fmt.Errorf("%s %s: %w", r.src.Ecosystem(), res.name, res.err)
+		}
+		r.count(&res)
+		if r.sum.Packages%FlushEvery == 0 {
+			if err := r.flush(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (r *run) count(res *result) {
+	r.sum.Packages++
+	r.sum.Versions += int64(res.versions)
+	r.sum.Bytes += res.bytes
+	r.sum.Events += int64(res.events)
+	r.sum.Problems += int64(len(res.problems))
+	if res.events > 0 {
+		r.sum.Changed++
+	} else if len(res.problems) == 0 {
+		r.sum.Unchanged++
+	}
+	for _, p := range res.problems {
+		r.c.Report(p)
+	}
+	if r.listed != nil {
+		r.listed[res.name] = true
+	}
+	if !res.unchanged {
+		r.pending = append(r.pending, pendingChange{res.change, res.name, res.stamp})
+	}
+	r.c.Status(Progress{r.sum.Packages, r.sum.Versions, r.sum.Bytes})
+}
+
+// work brings one package's log up to date.
+func (r *run) work(ctx context.Context, p Package) result {
+	res := result{name: p.Name()}
+	last := r.stamps.get(res.name)
+	if s := p.Stamp(); s != "" && s == last && r.c.Artifacts == nil {
+		res.unchanged, res.stamp = true, s
+		return res
+	}
+	h := pkglog.Header{Ecosystem: r.src.Ecosystem(), Package: res.name}
+	res.err = r.update(ctx, h, &res, func(s *pkglog.State) (*Update, error) { return p.Update(ctx, s, last) })
+	return res
+}
+
+// update folds the log of h, appends what more returns, and says in res what
+// the catalog has to learn.
+func (r *run) update(ctx context.Context, h pkglog.Header, res *result, more func(*pkglog.State) (*Update, error)) error {
+	w, err := r.openLog(ctx, h)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	up, err := more(w.state)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		up, err = gone(h, w.state), nil
+	case err != nil && ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		res.problems = append(res.problems, Problem{Ecosystem: h.Ecosystem, Package: h.Package, Reason: err.Error()})
+		r.learn(w, res)
+		return nil
+	}
+	res.versions, res.bytes, res.stamp = up.Versions, up.Bytes, up.Stamp
+	res.problems = append(res.problems, up.Problems...)
+	if err := w.append(up.Events, res); err != nil {
+		return err
+	}
+	if r.c.Artifacts != nil {
+		if err := r.artifacts(ctx, w, res); err != nil {
+			return err
+		}
+	}
+	if len(res.problems) > 0 {
+		res.stamp = "" // look again next time
+	}
+	r.learn(w, res)
+	return nil
+}
+
+// artifacts fetches and names the files of a package, and withdraws those of
+// removed versions.
+func (r *run) artifacts(ctx context.Context, w *logWriter, res *result) error {
+	if err := r.c.Artifacts.Withdraw(w.state); err != nil {
+		return err
+	}
+	if !w.state.Exists() {
+		return nil
+	}
+	events, problems, err := r.c.Artifacts.Fetch(ctx, w.state)
+	if err != nil {
+		return err
+	}
+	res.problems = append(res.problems, problems...)
+	return w.append(events, res)
+}
+
+// gone is the update for a package that the source does not have.
+func gone(h pkglog.Header, s *pkglog.State) *Update {
+	if s.Exists() {
+		return &Update{Events: []pkglog.Event{{Kind: pkglog.Removed, All: true}}}
+	}
+	if s.Length() > 1 {
+		return &Update{} // was removed before
+	}
+	return &Update{Problems: []Problem{{Ecosystem: h.Ecosystem, Package: h.Package, Reason: "does not exist upstream"}}}
+}
+
+// learn puts the state of a log into res if the catalog does not have it.
+func (r *run) learn(w *logWriter, res *result) {
+	t := w.log.Tree()
+	e := catalog.Entry{Log: w.log.Key(), Length: t.Length, TreeHash: t.Hash(), Time: r.at}
+	if t.Length > 0 && !w.entry.Same(e) {
+		res.change = catalog.Change{Key: w.key, Entry: e}
+	}
+}
+
+// flush makes all pending changes durable, logs first.
+func (r *run) flush(ctx context.Context) error {
+	if len(r.pending) == 0 {
+		return nil
+	}
+	var changes []catalog.Change
+	for _, p := range r.pending {
+		if p.change.Key != "" {
+			changes = append(changes, p.change)
+		}
+	}
+	if len(changes) > 0 {
+		if err := r.c.Logs.Sync(); err != nil {
+			return fmt.Errorf("sync logs: %w", err)
+		}
+		if err := r.c.Catalog.Flush(ctx, changes, r.at); err != nil {
+			return fmt.Errorf("flush catalog: %w", err)
+		}
+	}
+	for _, p := range r.pending {
+		r.stamps.set(p.name, p.stamp)
+	}
+	r.pending = r.pending[:0]
+	return r.stamps.save(r.c.Catalog.Length())
+}
+
+// removeUnlisted removes the packages that a complete source does not list.
+func (r *run) removeUnlisted(ctx context.Context) error {
+	if r.listed == nil {
+		return nil
+	}
+	var gone []string
+	total := 0
+	for h, err := range r.c.Catalog.Packages(ctx, r.src.Ecosystem()) {
+		if err != nil {
+			return err
+		}
+		total++
+		if !r.listed[h.Package] {
+			gone = append(gone, h.Package)
+		}
+	}
+	if len(gone) > max(total/10, 10) && !r.c.AllowRemoval {
+		return fmt.Errorf("%w: %w: %d of %d packages", ErrSource, ErrTooManyGone, len(gone), total)
+	}
+	for _, name := range gone {
+		res := result{name: name}
+		h := pkglog.Header{Ecosystem: r.src.Ecosystem(), Package: name}
+		err := r.update(ctx, h, &res, func(*pkglog.State) (*Update, error) { return nil, fs.ErrNotExist })
+		if err != nil {
+			return fmt.Errorf("%s %s: %w", h.Ecosystem, name, err)
+		}
+		r.sum.Events += int64(res.events)
+		if res.change.Key != "" {
+			r.sum.Changed++
+			r.pending = append(r.pending, pendingChange{change: res.change, name: name})
+		}
+	}
+	return nil
+}
+
+// ErrSource means that a source could not be read to its end. What it listed
+// before is signed, nothing is lost, and a later run may fare better.
+var ErrSource = errors.New("source cannot be read")
+
+// ErrTooManyGone means that a source lacks so many packages that it is more
+// likely broken than right.
+var ErrTooManyGone = errors.New("source lacks packages that it had before")

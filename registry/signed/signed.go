@@ -1,0 +1,287 @@
+// Package signed reads a registry from the catalogs of operators: what it
+// answers was signed, is fresh or said to be stale, and comes from one head of
+// one catalog (or is what enough operators agree on). It needs no upstream.
+//
+// Each configured catalog is followed by [Registry.Run]: its whole core is held
+// before names are looked up in it, so that a look-up tells no peer anything
+// about the name, not even where it sorts (SEC-61). A package's log is then the
+// only thing to fetch, in two round trips: its head with a proof, and its
+// blocks, all at once.
+package signed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"sync"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/pkgswarm/pkgswarm/core"
+	"github.com/pkgswarm/pkgswarm/registry/catalog"
+	"github.com/pkgswarm/pkgswarm/registry/pkglog"
+)
+
+// A Replica is a core that comes from peers. Its methods may be called
+// concurrently.
+type Replica interface {
+	catalog.ReadableCore
+	// Update asks peers for a longer tree and returns when they have answered, or
+	// with ctx if there is none to ask.
+	Update(ctx context.Context) error
+	// Download fetches the blocks [lo, hi) that are not here, many at a time.
+	Download(ctx context.Context, lo, hi uint64) error
+	// Changed is closed when the core has grown since the call.
+	Changed() <-chan struct{}
+	// Close says that the replica is not used any more.
+	Close() error
+}
+
+// Peers opens replicas.
+type Peers interface {
+	Replica(key core.Key) (Replica, error)
+}
+
+var (
+	// ErrNotReady means that no catalog has been read yet.
+	ErrNotReady = errors.New("no catalog is here yet")
+	// ErrOperator means that what an operator signed contradicts itself, or what
+	// other operators signed. It is not used.
+	ErrOperator = errors.New("operator fault")
+	// ErrConflict means that peers have two signed histories of a core.
+	ErrConflict = errors.New("two signed histories")
+	// ErrOnlySome means that too few operators know a package to agree on it.
+	ErrOnlySome = errors.New("too few operators agree")
+)
+
+// Config says which catalogs a Registry reads.
+type Config struct {
+	Peers  Peers
+	Memory *catalog.Memory
+	Keys   []core.Key // registry keys, in the order of preference
+
+	// Agree is how many operators must agree on each version's digest. 0 or 1
+	// means that the first that knows a package is believed. SEC-18
+	Agree int
+
+	MaxAge time.Duration // of a catalog that is not stale; 0 means [catalog.DefaultMaxAge]
+	Logger *slog.Logger  // nil discards
+
+	// Refreshed is told each package that a catalog changed after it was asked
+	// for here. It must not block. May be nil.
+	Refreshed func(h pkglog.Header)
+}
+
+const (
+	maxStates   = 4096             // folded logs kept in memory
+	pollEvery   = 30 * time.Second // between questions for a longer catalog
+	logDeadline = 20 * time.Second // for one package log from peers
+)
+
+// A Registry answers from signed catalogs. Its methods may be called
+// concurrently.
+type Registry struct {
+	c         Config
+	followers []*follower
+	states    *lru.Cache[stateKey, *pkglog.State]
+	flight    singleflight.Group
+}
+
+// stateKey names a log at a length by what it commits to.
+type stateKey struct {
+	log  core.Key
+	tree [32]byte
+}
+
+// New returns a registry. It answers once Run has read a catalog.
+func New(c Config) *Registry {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	c.Agree = max(c.Agree, 1)
+	states, err := lru.New[stateKey, *pkglog.State](maxStates)
+	if err != nil {
+		panic("signed: " + err.Error()) // the size is positive
+	}
+	r := &Registry{c: c, states: states}
+	for _, k := range c.Keys {
+		r.followers = append(r.followers, newFollower(r, k))
+	}
+	return r
+}
+
+// Run follows the catalogs until ctx ends. It returns after everything that it
+// started has ended.
+func (r *Registry) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for _, f := range r.followers {
+		wg.Go(func() { f.run(ctx) })
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// Ready returns a channel that is closed when every catalog has been read once.
+func (r *Registry) Ready(ctx context.Context) error {
+	for _, f := range r.followers {
+		select {
+		case <-f.ready:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// A Status is what is known of one catalog.
+type Status struct {
+	Configured core.Key      `json:"configured"`         // as the user gave it
+	Key        core.Key      `json:"key"`                // after successors
+	Length     uint64        `json:"length"`             // blocks of the catalog
+	Head       catalog.Head  `json:"head"`               // its heartbeat
+	Age        time.Duration `json:"age_ns"`             // of the heartbeat
+	Stale      bool          `json:"stale"`              // SEC-11
+	Ready      bool          `json:"ready"`              // it is read from
+	Err        string        `json:"error,omitempty"`    // what is wrong with the newest head
+	Evidence   string        `json:"evidence,omitempty"` // file, if the operator signed two histories
+	Forked     bool          `json:"forked,omitempty"`   // SEC-13
+}
+
+// Status returns the state of each catalog.
+func (r *Registry) Status() []Status {
+	var all []Status
+	for _, f := range r.followers {
+		all = append(all, f.status())
+	}
+	return all
+}
+
+// An Answer is a package as one head of one catalog has it.
+type Answer struct {
+	State    *pkglog.State // must not be changed
+	Operator core.Key      // whose catalog; the first of those that agree
+	Entry    catalog.Entry // what the catalog says: the proof chain of `why`
+	Head     catalog.Head
+	Stale    bool // the catalog has not been vouched for lately
+
+	// Refused are the versions that operators do not agree on, each with who
+	// said what. They are not in State.
+	Refused map[string]error
+}
+
+// Package returns what the catalogs say about a package. Errors match
+// fs.ErrNotExist if no catalog has it, ErrNotReady if none can be asked yet,
+// ErrOperator and ErrOnlySome as said there.
+func (r *Registry) Package(ctx context.Context, h pkglog.Header) (*Answer, error) {
+	if r.c.Agree > 1 {
+		return r.agreed(ctx, h)
+	}
+	var errs []error
+	for _, f := range r.followers {
+		a, err := f.answer(ctx, h)
+		if err == nil {
+			return a, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, joinMissing(errs)
+}
+
+// Conflict tells of two signed histories that the swarm has come across. One of
+// a catalog ends its use; one of a package log is found out when that is read.
+func (r *Registry) Conflict(e *core.Evidence) error {
+	for _, f := range r.followers {
+		if f.follows(e.Key) {
+			if err := e.Verify(); err != nil {
+				return err
+			}
+			defer f.wake()
+			return r.c.Memory.SetEvidence(e)
+		}
+	}
+	return nil
+}
+
+// Known reports whether a catalog that is on this disk names a package, which
+// is what makes its name public. It asks nobody. SEC-61
+func (r *Registry) Known(ctx context.Context, h pkglog.Header) bool {
+	for _, f := range r.followers {
+		if s := f.current(); s != nil {
+			if _, err := s.Entry(ctx, h); err == nil {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// joinMissing returns fs.ErrNotExist only if every catalog said so.
+func joinMissing(errs []error) error {
+	for _, err := range errs {
+		if !errors.Is(err, fs.ErrNotExist) {
+			return errors.Join(errs...)
+		}
+	}
+	if len(errs) > 0 {
+		return errs[0]
+	}
+	return ErrNotReady
+}
+
+// state returns the folded log that an entry names, from memory or from peers.
+// Concurrent calls for one do the work once; a caller that gives up does not
+// end it for the others.
+func (r *Registry) state(ctx context.Context, e catalog.Entry, h pkglog.Header) (*pkglog.State, error) {
+	k := stateKey{e.Log, e.TreeHash}
+	if s, ok := r.states.Get(k); ok {
+		return s, nil
+	}
+	done := r.flight.DoChan(string(e.Log[:])+string(e.TreeHash[:]), func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), logDeadline)
+		defer cancel()
+		s, err := r.fetch(ctx, e, h)
+		if err == nil {
+			r.states.Add(k, s)
+		}
+		return s, err
+	})
+	select {
+	case res := <-done:
+		if res.Err != nil {
+			return nil, res.Err
+		}
+		return res.Val.(*pkglog.State), nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// fetch reads a log from peers, exactly as far as e says. SEC-12
+func (r *Registry) fetch(ctx context.Context, e catalog.Entry, h pkglog.Header) (*pkglog.State, error) {
+	log, err := r.c.Peers.Replica(e.Log)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	if log.Tree().Length < e.Length {
+		if err := log.Update(ctx); err != nil {
+			return nil, fmt.Errorf("log of %s: %w", h.Name(), err)
+		}
+	}
+	if n := log.Tree().Length; n < e.Length {
+		return nil, fmt.Errorf("log of %s: peers have %d of %d blocks", h.Name(), n, e.Length)
+	}
+	if err := log.Download(ctx, 0, e.Length); err != nil {
+		return nil, fmt.Errorf("log of %s: %w", h.Name(), err)
+	}
+	s, err := catalog.ReadLog(ctx, log, e, h)
+	if errors.Is(err, catalog.ErrFork) || errors.Is(err, ErrConflict) || errors.Is(err, pkglog.ErrMalformed) || errors.Is(err, pkglog.ErrTooLarge) {
+		return nil, fmt.Errorf("%w: %w", ErrOperator, err)
+	}
+	return s, err
+}
