@@ -29,7 +29,7 @@ var (
 	ErrEquivocated = errors.New("operator has signed two histories")
 	// ErrFuture means that a catalog's heartbeat is ahead of our clock.
 	ErrFuture = errors.New("catalog head from the future")
-	errGrown = errors.New("catalog has grown meanwhile")
+	errGrown  = errors.New("catalog has grown meanwhile")
 	// ErrAbsurd means that a core claims more blocks than there can be.
 	ErrAbsurd = errors.New("absurd length")
 )
