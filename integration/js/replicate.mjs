@@ -158,6 +158,11 @@ serve({
     const core = await open(key)
     return hex(await core.treeHash(length))
   },
+  // Processor time of this process so far, in microseconds.
+  cpu () {
+    const { user, system } = process.cpuUsage()
+    return user + system
+  },
   async info (key) {
     return info(await open(key))
   },

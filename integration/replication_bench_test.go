@@ -1,0 +1,128 @@
+package integration
+
+import (
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/pkgswarm/pkgswarm/core"
+	"github.com/pkgswarm/pkgswarm/internal/testenv"
+	"github.com/pkgswarm/pkgswarm/swarm/replicate"
+)
+
+// cpu returns the processor time of this process.
+func cpu() time.Duration {
+	var u syscall.Rusage
+	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// BenchmarkReplicate downloads a core from one peer over loopback TCP: goals R1
+// and R2 of the performance document. Both ends run in this process, so the
+// processor time is that of both.
+func BenchmarkReplicate(b *testing.B) {
+	for _, c := range []struct{ count, size int }{{4096, 64 << 10}, {100_000, 200}} {
+		b.Run(fmt.Sprintf("%dx%d", c.count, c.size), func(b *testing.B) {
+			a := newPeer(b)
+			w := a.named("log")
+			appendNumbered(b, w, c.count, c.size)
+			b.SetBytes(int64(c.count * c.size))
+			var used time.Duration
+			for b.Loop() {
+				b.StopTimer()
+				p := newPeer(b)
+				b.StartTimer()
+				before := cpu()
+				p.connect(a.port())
+				_, s := p.open(w.Key())
+				if _, err := s.Update(b.Context()); err != nil {
+					b.Fatal(err)
+				}
+				if err := s.DownloadInOrder(b.Context(), 0, uint64(c.count)); err != nil {
+					b.Fatal(err)
+				}
+				used += cpu() - before
+			}
+			seconds := used.Seconds() / float64(b.N)
+			b.ReportMetric(float64(c.count*c.size)/1e6/seconds, "MB/cpu-s")
+			b.ReportMetric(float64(c.count)/seconds, "blocks/cpu-s")
+		})
+	}
+}
+
+// BenchmarkReplicateJS is the same between two processes of the reference.
+func BenchmarkReplicateJS(b *testing.B) {
+	for _, c := range []struct{ count, size int }{{4096, 64 << 10}, {100_000, 200}} {
+		b.Run(fmt.Sprintf("%dx%d", c.count, c.size), func(b *testing.B) {
+			writer := testenv.StartNode(b, "replicate.mjs")
+			var port int
+			var key string
+			writer.MustCall(b, "listen", nil, &port)
+			writer.MustCall(b, "create", "log", &key)
+			writer.MustCall(b, "appendMany", params{"key": key, "count": c.count, "size": c.size}, nil)
+			b.SetBytes(int64(c.count * c.size))
+			var used float64
+			for b.Loop() {
+				b.StopTimer()
+				reader := testenv.StartNode(b, "replicate.mjs")
+				var before, after [2]float64
+				reader.MustCall(b, "cpu", nil, &before[0])
+				writer.MustCall(b, "cpu", nil, &before[1])
+				b.StartTimer()
+				reader.MustCall(b, "connect", port, nil)
+				reader.MustCall(b, "waitFor", params{"key": key, "length": c.count, "fork": 0}, nil)
+				reader.MustCall(b, "download", params{"key": key, "start": 0, "end": c.count}, nil)
+				reader.MustCall(b, "cpu", nil, &after[0])
+				writer.MustCall(b, "cpu", nil, &after[1])
+				used += (after[0] + after[1] - before[0] - before[1]) / 1e6
+			}
+			seconds := used / float64(b.N)
+			b.ReportMetric(float64(c.count*c.size)/1e6/seconds, "MB/cpu-s")
+			b.ReportMetric(float64(c.count)/seconds, "blocks/cpu-s")
+		})
+	}
+}
+
+// BenchmarkFirstBlock is goal R3: from dialling to the first block.
+func BenchmarkFirstBlock(b *testing.B) {
+	a := newPeer(b)
+	w := a.named("log")
+	appendNumbered(b, w, 10, 1000)
+	p := newPeer(b)
+	for b.Loop() {
+		b.StopTimer()
+		c, err := p.store.Open(w.Key())
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		s, err := p.r.Open(c, replicate.SessionOptions{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		p.connect(a.port())
+		if _, err := s.Get(b.Context(), 0); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		s.Close()
+		c.Close()
+		p.disconnect()
+		deleteCore(b, p.store, w.Key())
+		b.StartTimer()
+	}
+}
+
+func deleteCore(b *testing.B, s *core.Store, key core.Key) {
+	b.Helper()
+	for range 100 {
+		if err := s.Delete(key); err == nil {
+			return
+		}
+		time.Sleep(time.Millisecond) // the connection still holds it
+	}
+	b.Fatal("core stays in use")
+}
