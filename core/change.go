@@ -65,6 +65,43 @@ func (ch *change) page(level uint8, number uint64) (*page, error) {
 	return p, nil
 }
 
+// changedNodes reads the nodes of a core as a change will leave them.
+type changedNodes struct{ ch *change }
+
+func (r changedNodes) Node(index uint64) (merkle.Node, bool, error) {
+	level, number, local := pageOf(index)
+	p, err := r.ch.peek(level, number)
+	if err != nil {
+		return merkle.Node{}, false, err
+	}
+	n, ok := p.node(local)
+	return merkle.Node{Index: index, Size: n.size, Hash: n.hash}, ok, nil
+}
+
+// peek returns a page as the change will leave it. It must not be modified.
+func (ch *change) peek(level uint8, number uint64) (*page, error) {
+	k := cacheKey{ch.c.id, level, number}
+	if ch.last != nil && k == ch.lastKey {
+		return ch.last, nil
+	}
+	if p := ch.pages[k]; p != nil {
+		return p, nil
+	}
+	if cut, ok := ch.cuts[level]; ok && number > cut {
+		return &page{}, nil
+	}
+	return ch.c.page(level, number)
+}
+
+// has reports whether the data of a block will be here.
+func (ch *change) has(index uint64) (bool, error) {
+	if index < ch.head.contiguous {
+		return true, nil
+	}
+	p, err := ch.peek(0, index/pageBlocks)
+	return err == nil && p.data>>(index%pageBlocks)&1 != 0, err
+}
+
 // putNodes stores tree nodes.
 func (ch *change) putNodes(nodes []merkle.Node) error {
 	for i := range nodes {

@@ -108,9 +108,48 @@ type Applied struct {
 // [ErrNoManifest], [ErrFork] or [ErrTooLarge]; others are of our own disk. What
 // was lied about is not stored. The slices of p may be kept.
 func (c *Core) Apply(p *merkle.Proof) (Applied, error) {
+	out, errs := c.ApplyAll([]*merkle.Proof{p})
+	return out[0], errs[0]
+}
+
+// ApplyAll is Apply for several proofs in that order, with one commit for all
+// that are right. Those that are wrong have their error in the result; they do
+// not hinder the others. An error of our own disk is that of all of them.
+func (c *Core) ApplyAll(proofs []*merkle.Proof) ([]Applied, []error) {
+	out, errs := make([]Applied, len(proofs)), make([]error, len(proofs))
 	c.mu.Lock()
 	defer c.deliver()
 	defer c.mu.Unlock()
+	a := applying{c: c, change: c.begin()}
+	for i, p := range proofs {
+		out[i], errs[i] = a.add(p)
+		if a.broken != nil {
+			break
+		}
+	}
+	if err := a.finish(); err != nil {
+		clear(out)
+		for i := range errs {
+			errs[i] = err
+		}
+	}
+	return out, errs
+}
+
+// applying gathers the proofs of one ApplyAll in a change.
+type applying struct {
+	c      *Core
+	change *change
+	useful bool     // the change has something in it
+	first  uint64   // of blocks
+	blocks [][]byte // verified, consecutive, to be put
+	broken error    // our own disk failed: nothing can be stored
+}
+
+// add verifies p against what the change makes of the core, and adds it. The
+// core's lock is held.
+func (a *applying) add(p *merkle.Proof) (Applied, error) {
+	c, ch := a.c, a.change
 	if c.dead {
 		return Applied{}, ErrClosed
 	}
@@ -121,11 +160,11 @@ func (c *Core) Apply(p *merkle.Proof) (Applied, error) {
 	if err != nil {
 		return Applied{}, err
 	}
-	old := c.head.tree
+	old := ch.head.tree
 	if p.Fork != old.Fork && old.Length+old.Fork > 0 {
 		return Applied{}, fmt.Errorf("%w: %d, not %d", ErrFork, p.Fork, old.Fork)
 	}
-	nb, err := merkle.Verify(old, prologueOf(m), (*lockedNodes)(c), p)
+	nb, err := merkle.Verify(old, prologueOf(m), changedNodes{ch}, p)
 	if err != nil {
 		return Applied{}, fmt.Errorf("core %s: %w", c.rec.key.Short(), err)
 	}
@@ -134,34 +173,79 @@ func (c *Core) Apply(p *merkle.Proof) (Applied, error) {
 			return Applied{}, err
 		}
 	}
-	return c.applyLocked(m, nb, p)
+	out, err := a.put(m, nb, p)
+	a.broken = err
+	return out, err
 }
 
-func (c *Core) applyLocked(m *Manifest, nb *merkle.Batch, p *merkle.Proof) (Applied, error) {
-	ch := c.begin()
+// put adds what a verified proof says.
+func (a *applying) put(m *Manifest, nb *merkle.Batch, p *merkle.Proof) (Applied, error) {
+	ch := a.change
+	a.useful = true
 	if err := ch.putNodes(nb.Nodes); err != nil {
-		ch.abort()
 		return Applied{}, err
 	}
-	out := Applied{Upgraded: nb.Upgraded, Length: c.head.tree.Length}
+	out := Applied{Upgraded: nb.Upgraded, Length: nb.Tree.Length}
 	if nb.Upgraded {
+		ch.events = append(ch.events, Event{Appended, ch.head.tree.Length, nb.Tree.Length})
 		ch.head.tree, ch.head.signature = nb.Tree, bytes.Clone(nb.Signature)
-		ch.events = append(ch.events, Event{Appended, c.head.tree.Length, nb.Tree.Length})
-		out.Length = nb.Tree.Length
 	}
-	if p.Block != nil && !c.has(p.Block.Index) {
-		if err := ch.putBlocks(p.Block.Index, [][]byte{p.Block.Value}); err != nil {
-			ch.abort()
-			return Applied{}, fmt.Errorf("core %s: store block %d: %w", c.rec.key.Short(), p.Block.Index, err)
+	if p.Block != nil {
+		here, err := ch.has(p.Block.Index)
+		if err != nil {
+			return Applied{}, err
 		}
-		ch.events = append(ch.events, Event{Arrived, p.Block.Index, p.Block.Index + 1})
-		out.NewBlock = true
+		if out.NewBlock = !here && !a.holds(p.Block.Index); out.NewBlock {
+			if err := a.hold(p.Block.Index, p.Block.Value); err != nil {
+				return Applied{}, err
+			}
+		}
 	}
-	if err := c.learn(ch, m); err != nil {
-		ch.abort()
-		return Applied{}, err
+	return out, a.c.learn(ch, m)
+}
+
+// holds says whether a block waits to be put.
+func (a *applying) holds(index uint64) bool {
+	return index >= a.first && index-a.first < uint64(len(a.blocks))
+}
+
+// hold takes a block to be put together with those before and after it.
+func (a *applying) hold(index uint64, data []byte) error {
+	if index != a.first+uint64(len(a.blocks)) {
+		if err := a.flush(); err != nil {
+			return err
+		}
+		a.first = index
 	}
-	return out, ch.commit(false)
+	a.blocks = append(a.blocks, data)
+	return nil
+}
+
+// flush puts the blocks held.
+func (a *applying) flush() error {
+	if len(a.blocks) == 0 {
+		return nil
+	}
+	end := a.first + uint64(len(a.blocks))
+	if err := a.change.putBlocks(a.first, a.blocks); err != nil {
+		return fmt.Errorf("core %s: store blocks from %d: %w", a.c.rec.key.Short(), a.first, err)
+	}
+	a.change.events = append(a.change.events, Event{Arrived, a.first, end})
+	a.blocks = a.blocks[:0]
+	return nil
+}
+
+// finish commits the change, or drops it if it is of no use.
+func (a *applying) finish() error {
+	err := a.broken
+	if err == nil {
+		err = a.flush()
+	}
+	if err != nil || !a.useful {
+		a.change.abort()
+		return err
+	}
+	return a.change.commit(false)
 }
 
 func prologueOf(m *Manifest) *merkle.Prologue {

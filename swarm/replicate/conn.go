@@ -66,6 +66,7 @@ type conn struct {
 	outBytes int
 	queue    []*upload // requests to answer, oldest first
 	peers    map[core.DiscoveryKey]*peer
+	inbox    inbox
 
 	// Measured over all cores of the connection.
 	window   float64 // requests that may be in flight
@@ -103,6 +104,7 @@ func newConn(r *Replicator, mux Mux) *conn {
 		extensions: rate.NewLimiter(1000, 4096),
 	}
 	c.pages.Store(maxConnPages)
+	c.inbox.init()
 	return c
 }
 
@@ -141,7 +143,10 @@ func (c *conn) serve(ctx context.Context) error {
 	for _, f := range feeds {
 		f.offer(c)
 	}
+	var storing sync.WaitGroup
+	storing.Go(c.store)
 	c.write()
+	storing.Wait()
 
 	r.mu.Lock()
 	delete(r.conns, c)
@@ -203,6 +208,7 @@ func (c *conn) fail(err error) {
 		c.r.log.Warn("peer dropped", "peer", c.id, "fault", string(fault.Fault), "err", err)
 	}
 	close(c.done)
+	c.inbox.close(fault != nil)
 }
 
 // blame ends the connection because of what the peer did.
@@ -411,4 +417,4 @@ func (p *peer) Opened(b []byte) error {
 }
 
 // Closed implements Handler for a peer.
-func (p *peer) Closed() { p.f.remove(p) }
+func (p *peer) Closed() { p.c.ended(p) }

@@ -99,8 +99,7 @@ func (f *feed) stop(err error) {
 	f.mu.Unlock()
 	f.unwatch()
 	for _, p := range peers {
-		p.c.send(p, closeChannel, nil)
-		f.remove(p)
+		f.shut(p)
 	}
 	if f.release != nil {
 		f.release()
@@ -163,7 +162,7 @@ func (f *feed) allowsPush() bool {
 // offer opens the feed on a new connection if it is wanted here.
 func (f *feed) offer(c *conn) {
 	f.mu.Lock()
-	want := f.downloading()
+	want := f.downloading() && f.err == nil
 	f.mu.Unlock()
 	if want {
 		// The peer may know nothing of it; then it is rejected and removed again.
@@ -203,6 +202,9 @@ func (f *feed) attach(c *conn) error {
 		return fmt.Errorf("open channel of core %s: %w", f.key.Short(), err)
 	}
 	p.setChannel(ch)
+	if p.dead.Load() {
+		ch.Close() // shut has not seen it
+	}
 	return nil
 }
 
@@ -236,6 +238,38 @@ func (f *feed) remove(p *peer) {
 	}
 	f.mu.Unlock()
 	f.r.unhold(f)
+}
+
+// closed is called when the other side has closed the channel of p. It may have
+// done so because we did not want the core, and by now we do.
+func (f *feed) closed(p *peer) {
+	f.mu.Lock()
+	idle := p.open && p.synced && !p.downloading && p.uploading
+	f.mu.Unlock()
+	f.remove(p)
+	if idle {
+		f.r.offerAgain(p.c, f.dk)
+	}
+}
+
+// shut closes the channel of p. f.mu is not held.
+func (f *feed) shut(p *peer) {
+	if ch := p.openChannel(); ch != nil {
+		ch.Close() // if it fails, the connection has ended
+	}
+	f.remove(p)
+	f.r.offerAgain(p.c, f.dk)
+}
+
+// offerAgain opens a channel on c if the core is wanted here: somebody may have
+// begun to want it while the channel before was being closed.
+func (r *Replicator) offerAgain(c *conn, dk core.DiscoveryKey) {
+	r.mu.Lock()
+	f := r.feeds[dk]
+	r.mu.Unlock()
+	if f != nil {
+		f.offer(c)
+	}
 }
 
 // opened is called when the remote side of the channel is open, and with the

@@ -303,14 +303,25 @@ func (c *memCore) prologue() *merkle.Prologue {
 	return c.manifest.Prologue
 }
 
-func (c *memCore) Apply(p *merkle.Proof) (core.Applied, error) {
+func (c *memCore) ApplyAll(proofs []*merkle.Proof) ([]core.Applied, []error) {
+	applied, errs := make([]core.Applied, len(proofs)), make([]error, len(proofs))
+	for i, p := range proofs {
+		before := c.Tree().Length
+		errs[i] = c.Apply(p)
+		after := c.Tree().Length
+		applied[i] = core.Applied{Upgraded: after > before, Length: after}
+	}
+	return applied, errs
+}
+
+func (c *memCore) Apply(p *merkle.Proof) error {
 	c.mu.Lock()
 	events, err := c.apply(p)
 	c.mu.Unlock()
 	if err == nil {
 		c.changed(events...)
 	}
-	return core.Applied{}, err
+	return err
 }
 
 func (c *memCore) apply(p *merkle.Proof) (events []core.Event, err error) {

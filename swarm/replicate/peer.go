@@ -117,9 +117,7 @@ func (p *peer) Message(kind int, payload []byte) error {
 			p.c.cancelUpload(p, id)
 		}
 	case msgData:
-		if proof, id := merkle.DecodeProof(d); d.Err() == nil {
-			err = p.f.onData(p, proof, id)
-		}
+		p.c.keep(p, payload)
 	case msgNoData:
 		if m := decodeNoData(d); d.Err() == nil {
 			err = p.f.onNoData(p, m)
@@ -179,8 +177,7 @@ func (f *feed) onSync(p *peer, m syncMessage) error {
 	}
 	f.signal()
 	if !p.downloading && !f.downloading() {
-		p.send(closeChannel, nil)
-		go f.remove(p) // not under f.mu
+		go f.shut(p) // not under f.mu
 		return nil
 	}
 	p.canProve = f.canProve(p)

@@ -148,7 +148,7 @@ func TestRecordedData(t *testing.T) {
 				case p.Fork > c.tree.Fork && g != nil:
 					err = c.UpdateReorg(g, p)
 				default:
-					_, err = c.Apply(p)
+					err = c.Apply(p)
 				}
 				if g != nil && err == nil {
 					if _, more := g.Want(); !more {

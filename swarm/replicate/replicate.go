@@ -35,7 +35,8 @@
 // All exported methods may be called concurrently. Messages of one connection
 // are handled in order by the goroutine that reads it, which never waits for a
 // write: everything sent passes a queue that one goroutine per connection
-// empties.
+// empties. Another one verifies and stores blocks, as many at once as have
+// arrived; reading waits for it when too much does.
 package replicate
 
 import (
@@ -67,7 +68,7 @@ type Core interface {
 	Node(index uint64) (merkle.Node, bool, error)
 	Get(ctx context.Context, i uint64) ([]byte, error)
 	Prove(req merkle.Request) (*merkle.Proof, error)
-	Apply(p *merkle.Proof) (core.Applied, error)
+	ApplyAll(proofs []*merkle.Proof) ([]core.Applied, []error)
 	BeginReorg(p *merkle.Proof) (*merkle.Reorg, error)
 	UpdateReorg(g *merkle.Reorg, p *merkle.Proof) error
 	FinishReorg(g *merkle.Reorg) error

@@ -354,57 +354,101 @@ func (f *feed) promise(p *peer, req *request, n, steps uint64) {
 	}
 }
 
-// onData takes an answer.
-func (f *feed) onData(p *peer, proof *merkle.Proof, id uint64) error {
+// An answer is a data message, and what it answers.
+type answer struct {
+	proof *merkle.Proof
+	id    uint64
+	req   *request
+}
+
+// onData takes answers of p, in order. Nothing is kept of them. An error has
+// ended the connection.
+func (f *feed) onData(p *peer, list []answer) error {
 	f.mu.Lock()
-	if p.gone || f.frozen {
-		f.mu.Unlock()
-		return nil
-	}
-	if proof.Block != nil && len(proof.Block.Value) > maxBlock {
-		f.mu.Unlock()
-		return p.blame(FaultMessage, fmt.Errorf("block of %d bytes", len(proof.Block.Value)))
-	}
-	req := p.inFlight[id]
-	if req == nil {
-		defer f.mu.Unlock()
-		return f.onUnasked(p, proof, id)
-	}
-	now := time.Now()
-	f.finish(req, now.Sub(req.sent))
-	p.stalled, p.heard = false, now
-	if !req.matches(proof) {
-		defer f.mu.Unlock()
-		f.giveUp(req)
-		f.deny(p, req)
-		if err := p.strike(); err != nil {
+	kept := list[:0]
+	for _, a := range list {
+		store, err := f.receive(p, &a)
+		if err != nil {
+			// Those before have verified nothing yet; they are asked for again.
+			for _, b := range kept {
+				f.giveUp(b.req)
+			}
+			f.mu.Unlock()
 			return err
 		}
-		f.pump()
-		return nil
-	}
-	switch req.why {
-	case forHead:
-		defer f.mu.Unlock()
-		return f.onHead(p, proof)
-	case forReorg:
-		defer f.mu.Unlock()
-		return f.onReorg(p, req, proof)
+		if store {
+			kept = append(kept, a)
+		}
 	}
 	f.mu.Unlock()
+	if len(kept) == 0 {
+		return nil
+	}
 
-	_, err := f.core.Apply(proof)
+	proofs := make([]*merkle.Proof, len(kept))
+	for i, a := range kept {
+		proofs[i] = a.proof
+	}
+	applied, errs := f.core.ApplyAll(proofs)
 
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.err != nil {
 		return nil
 	}
-	if err != nil {
-		return f.refused(p, req, err)
+	length := f.tree.Length
+	f.treeChanged()
+	var fault error
+	for i, a := range kept {
+		if errs[i] == nil {
+			f.accepted(p, a.req, a.proof, applied[i])
+		} else if err := f.refused(p, a.req, errs[i]); err != nil && fault == nil {
+			fault = err
+		}
 	}
-	f.accepted(p, req, proof)
-	return nil
+	if f.tree.Length != length || len(f.retry) > 0 {
+		f.pump()
+	} else {
+		f.fill(p)
+	}
+	return fault
+}
+
+// receive finds the request that a answers, and says whether a is to be stored.
+// f.mu is held.
+func (f *feed) receive(p *peer, a *answer) (store bool, err error) {
+	if p.gone || f.frozen || f.err != nil {
+		return false, nil
+	}
+	proof := a.proof
+	if proof.Block != nil && len(proof.Block.Value) > maxBlock {
+		return false, p.blame(FaultMessage, fmt.Errorf("block of %d bytes", len(proof.Block.Value)))
+	}
+	req := p.inFlight[a.id]
+	if req == nil {
+		if a.id == 0 && proof.Fork == f.tree.Fork && f.allowsPush() && proof.Block != nil {
+			a.req = &request{p: p}
+			return true, nil
+		}
+		return false, f.onUnasked(p, proof, a.id)
+	}
+	now := time.Now()
+	f.finish(req, now.Sub(req.sent))
+	p.stalled, p.heard = false, now
+	if !req.matches(proof) {
+		f.giveUp(req)
+		f.deny(p, req)
+		f.pump()
+		return false, p.strike()
+	}
+	switch req.why {
+	case forHead:
+		return false, f.onHead(p, proof)
+	case forReorg:
+		return false, f.onReorg(p, req, proof)
+	}
+	a.req = req
+	return true, nil
 }
 
 // matches says whether proof answers what was asked. An answer with the
@@ -428,12 +472,10 @@ func (req *request) matches(proof *merkle.Proof) bool {
 }
 
 // accepted goes on after proof was stored. f.mu is held.
-func (f *feed) accepted(p *peer, req *request, proof *merkle.Proof) {
-	before := f.tree
-	f.treeChanged()
-	if proof.Upgrade != nil && f.tree.Length > before.Length {
+func (f *feed) accepted(p *peer, req *request, proof *merkle.Proof, applied core.Applied) {
+	if applied.Upgraded {
 		p.failures = 0
-		p.checked = max(p.checked, f.tree.Length)
+		p.checked = max(p.checked, applied.Length)
 	}
 	if proof.Manifest != nil && !f.known {
 		f.refresh()
@@ -447,11 +489,6 @@ func (f *feed) accepted(p *peer, req *request, proof *merkle.Proof) {
 	}
 	if req.seek != nil {
 		f.stepSeek(req.seek)
-	}
-	if f.tree.Length != before.Length {
-		f.pump()
-	} else {
-		f.fill(p)
 	}
 }
 
@@ -490,7 +527,6 @@ func (f *feed) refused(p *peer, req *request, err error) error {
 		}
 		f.ranges = nil
 	}
-	f.pump()
 	return nil
 }
 
@@ -547,21 +583,6 @@ func (f *feed) onUnasked(p *peer, proof *merkle.Proof, id uint64) error {
 	switch {
 	case id != 0 && p.pardoned > 0:
 		p.pardoned--
-		return nil
-	case id == 0 && proof.Fork == f.tree.Fork && f.allowsPush() && proof.Block != nil:
-		f.mu.Unlock()
-		_, err := f.core.Apply(proof)
-		f.mu.Lock()
-		if f.err != nil {
-			return nil
-		}
-		if err != nil {
-			if errors.Is(err, merkle.ErrDetached) || errors.Is(err, core.ErrFork) {
-				return p.strike()
-			}
-			return f.refused(p, &request{p: p}, err)
-		}
-		f.accepted(p, &request{p: p}, proof)
 		return nil
 	case id == 0 && proof.Upgrade != nil && proof.Upgrade.Start == 0:
 		return f.onHead(p, proof)

@@ -319,3 +319,24 @@ func TestRelay(t *testing.T) {
 		l2.cut()
 	})
 }
+
+// TestReopen wants a core at the moment when its channel is being closed
+// because nobody did.
+func TestReopen(t *testing.T) {
+	for wait := range 12 {
+		simulate(t, func(t *testing.T, ctx context.Context) {
+			w := singleWriter(1)
+			w.appendN(5, 20)
+			a, b := newNode(t, 1, w), newNode(t, 2)
+			l := (&link{delay: 5 * time.Millisecond}).connect(ctx, a, b)
+			s, _ := b.open(w.key, SessionOptions{})
+			mustGet(t, s, 0, w.blocks[0])
+			s.Close()
+			time.Sleep(time.Duration(wait) * 2 * time.Millisecond)
+			s, _ = b.open(w.key, SessionOptions{})
+			mustGet(t, s, 1, w.blocks[1])
+			s.Close()
+			l.cut()
+		})
+	}
+}
