@@ -426,12 +426,13 @@ func (s *Conn) write(parts [][]byte) error {
 	frame := s.frame[prefix-4 : prefix+n+poly1305.TagSize]
 	frame[0], frame[1], frame[2] = byte(size), byte(size>>8), byte(size>>16)
 	s.written = true
-	if len(s.out)+len(frame) > bufferSize {
-		if s.err = s.flush(); s.err != nil {
+	large := len(frame) >= bufferSize/2
+	if large || len(s.out)+len(frame) > bufferSize {
+		if s.err = s.flush(); s.err != nil { // what came before goes before
 			return s.err
 		}
 	}
-	if len(frame) >= bufferSize/2 {
+	if large {
 		s.err = s.put(frame)
 		return s.err
 	}

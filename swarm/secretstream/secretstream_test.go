@@ -243,6 +243,28 @@ func TestConn(t *testing.T) {
 	}
 }
 
+// TestMessagesKeepTheirOrder writes messages around the size from which they are
+// written at once while smaller ones are buffered. REL-18: a small one, then one
+// of half a buffer, went out in the wrong order.
+func TestMessagesKeepTheirOrder(t *testing.T) {
+	a, b, err1, err2 := pair(t, Config{Key: newKey(1)}, Config{Key: newKey(2)})
+	if err1 != nil || err2 != nil {
+		t.Fatal(err1, err2)
+	}
+	sizes := []int{10, bufferSize / 2, 100, bufferSize/2 - overhead - 3, 10, bufferSize - 200, bufferSize, 5, 2 * bufferSize, 1}
+	go func() {
+		for i, n := range sizes {
+			a.WriteMessage(bytes.Repeat([]byte{byte(i)}, n))
+		}
+		a.Flush()
+	}()
+	for i, n := range sizes {
+		if got, err := b.ReadMessage(); err != nil || !bytes.Equal(got, bytes.Repeat([]byte{byte(i)}, n)) {
+			t.Fatalf("message %d of %d bytes: %d bytes, %v", i, n, len(got), err)
+		}
+	}
+}
+
 // SEC-27: without the token not even the first message is answered.
 func TestToken(t *testing.T) {
 	token, other := bytes.Repeat([]byte{7}, 32), bytes.Repeat([]byte{8}, 32)
