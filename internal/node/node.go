@@ -47,6 +47,7 @@ import (
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
 	"github.com/pkgswarm/pkgswarm/registry/exchange"
 	"github.com/pkgswarm/pkgswarm/registry/fetch"
+	"github.com/pkgswarm/pkgswarm/swarm"
 )
 
 const (
@@ -98,7 +99,8 @@ type Node struct {
 	exchange  *exchange.Exchange
 	fetcher   *fetch.Fetcher
 	fronts    []front
-	swarm     *peers // nil without a swarm
+	swarm     *swarm.Swarm
+	fleet     bool // peers are members of our fleet
 	metrics   *metrics
 	usage     recorder
 	loops     loops
@@ -155,10 +157,10 @@ func Open(c Config) (_ *Node, err error) {
 	if err := n.openStores(); err != nil {
 		return nil, err
 	}
+	n.metrics = newMetrics(n)
 	if err := n.openSwarm(); err != nil {
 		return nil, err
 	}
-	n.metrics = newMetrics(n)
 	n.fetcher = fetch.New(fetch.Config{
 		Store:      fetch.OnDisk(n.artifacts),
 		Peers:      n.exchange,
@@ -324,6 +326,7 @@ func (n *Node) router() http.Handler {
 	r.Get("/readyz", n.serveReady)
 	r.Handle("/metrics", n.metrics.handler())
 	r.Get("/api/v1/status", n.serveStatus)
+	r.Handle("/swarm", n.swarm.Handler())
 	n.mountDashboard(r)
 	var modules http.Handler
 	for _, f := range n.fronts {
@@ -408,9 +411,7 @@ func (n *Node) Run(ctx context.Context) error {
 
 func (n *Node) startLoops(ctx context.Context) {
 	n.loops.start(ctx, "artifacts", func(ctx context.Context) error { return n.artifacts.Run(ctx, scrubEvery) })
-	if n.swarm != nil {
-		n.loops.start(ctx, "swarm", n.swarm.run)
-	}
+	n.loops.start(ctx, "swarm", n.swarm.Run)
 	for _, f := range n.fronts {
 		for name, loop := range f.loops {
 			n.loops.start(ctx, f.name+" "+name, loop)

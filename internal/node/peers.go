@@ -2,24 +2,108 @@ package node
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
 
+	"github.com/pkgswarm/pkgswarm/core"
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
 	"github.com/pkgswarm/pkgswarm/registry/exchange"
-	"github.com/pkgswarm/pkgswarm/registry/fetch"
+	"github.com/pkgswarm/pkgswarm/swarm"
+	"github.com/pkgswarm/pkgswarm/swarm/protomux"
+	"github.com/pkgswarm/pkgswarm/swarm/replicate"
+	"github.com/zeebo/blake3"
 )
 
-// peers is the node's side of the swarm.
-type peers struct{}
+// fleetContext derives the secret that chooses keepers from the join token.
+const fleetContext = "pkgswarm 2026-11 fleet leases v1"
 
-func (p *peers) run(ctx context.Context) error { <-ctx.Done(); return nil }
-
-func (p *peers) Download(ctx context.Context, key artifact.Key, size int64, from []exchange.PeerKey, w fetch.Writer, progress func(int64)) error {
-	return nil
-}
-
+// openSwarm makes the node's identity, its connections, and the artifact
+// exchange on them.
 func (n *Node) openSwarm() error {
-	n.exchange = exchange.New(exchange.Config{Shelf: n.artifacts, Logger: n.log})
+	key, err := swarm.Identity(filepath.Join(n.c.State, "identity"))
+	if err != nil {
+		return fmt.Errorf("identity: %w", err)
+	}
+	c := swarm.Config{
+		Key:    key,
+		Open:   n.openShared,
+		Peers:  n.c.Peers,
+		Logger: n.log,
+		Protocols: []swarm.Protocol{{Name: exchange.Protocol, Attach: func(m *protomux.Mux, p swarm.PeerInfo) error {
+			return n.exchange.Attach(m, exchange.PeerKey(p.Key), n.fleet)
+		}}},
+	}
+	if n.c.SwarmListen != "" {
+		c.Listen = []string{n.c.SwarmListen}
+	}
+	if n.c.FleetTokenFile != "" {
+		token, err := readSecret(n.c.FleetTokenFile)
+		if err != nil {
+			return fmt.Errorf("fleet token: %w", err)
+		}
+		c.Token, n.fleet = []byte(token), true
+	}
+	if n.swarm, err = swarm.New(c); err != nil {
+		if isAddrInUse(err) {
+			return &AddrInUseError{n.c.SwarmListen, err}
+		}
+		return fmt.Errorf("swarm: %w", err)
+	}
+	n.closers = append(n.closers, n.swarm.Close)
+	n.openExchange(c.Token)
 	return nil
 }
 
-func (n *Node) swarmStatus() SwarmStatus { return SwarmStatus{Peers: []PeerStatus{}} }
+func (n *Node) openExchange(token []byte) {
+	c := exchange.Config{
+		Shelf: n.artifacts,
+		Download: &exchange.Replicator{
+			Store: n.cores,
+			Held:  func(k artifact.Key) (io.ReadCloser, error) { return n.artifacts.OpenKey(k) },
+			Open:  n.swarm.Open,
+		},
+		Blame: func(p exchange.PeerKey, reason string) {
+			n.metrics.wrong.WithLabelValues("peer").Inc()
+			n.swarm.Ban(swarm.PeerKey(p), reason)
+		},
+		Logger: n.log,
+	}
+	if n.fleet {
+		c.Fleet = &exchange.Fleet{Self: exchange.PeerKey(n.swarm.Key())}
+		blake3.DeriveKey(fleetContext, token, c.Fleet.Secret[:])
+	}
+	n.exchange = exchange.New(c)
+}
+
+// openShared opens a core for a peer that knows its discovery key: one that is
+// signed by somebody, or the artifact of a file that peers may have (SEC-25).
+func (n *Node) openShared(_ context.Context, dk core.DiscoveryKey) (replicate.Core, func(), error) {
+	c, err := n.cores.ByDiscovery(dk)
+	if err != nil {
+		return nil, nil, err
+	}
+	if m, ok := c.Manifest(); !ok || len(m.Signers) == 0 {
+		if _, err := n.artifacts.CheckSharedKey(artifact.Key(c.Key())); err != nil {
+			c.Close()
+			if errors.Is(err, artifact.ErrNotFound) {
+				err = fs.ErrNotExist
+			}
+			return nil, nil, err
+		}
+	}
+	return c, func() { c.Close() }, nil
+}
+
+func (n *Node) swarmStatus() SwarmStatus {
+	st := SwarmStatus{Key: exchange.PeerKey(n.swarm.Key()).String(), LAN: n.c.LAN, Fleet: n.fleet, Peers: []PeerStatus{}}
+	for _, a := range n.swarm.Addrs() {
+		st.Listen = append(st.Listen, a.String())
+	}
+	for _, p := range n.swarm.Peers() {
+		st.Peers = append(st.Peers, PeerStatus{Key: exchange.PeerKey(p.Key).String(), Addr: p.Address, Dialled: p.Dialled, Since: p.Since.UTC()})
+	}
+	return st
+}

@@ -32,7 +32,8 @@ type StoreStatus struct {
 
 // SwarmStatus describes the node's peers.
 type SwarmStatus struct {
-	Listen string       `json:"listen,omitempty"`
+	Key    string       `json:"key"` // this node's identity
+	Listen []string     `json:"listen,omitempty"`
 	LAN    bool         `json:"lan"`
 	Fleet  bool         `json:"fleet"`
 	Peers  []PeerStatus `json:"peers"`
@@ -40,11 +41,10 @@ type SwarmStatus struct {
 
 // PeerStatus describes a connected peer.
 type PeerStatus struct {
-	Key    string `json:"key"`
-	Addr   string `json:"addr"`
-	Sent   uint64 `json:"bytes_sent"`
-	Got    uint64 `json:"bytes_received"`
-	Member bool   `json:"fleet"`
+	Key     string    `json:"key"`
+	Addr    string    `json:"addr"`
+	Dialled bool      `json:"dialled"` // by us
+	Since   time.Time `json:"since"`
 }
 
 // Status returns the node's figures.

@@ -401,18 +401,18 @@ func (x *Exchange) download(ctx context.Context, c *candidate, t *fetch.Transfer
 	return nil
 }
 
-func (x *Exchange) tryDownload(ctx context.Context, c *candidate, t *fetch.Transfer) (w fetch.Writer, err error) {
+func (x *Exchange) tryDownload(ctx context.Context, c *candidate, t *fetch.Transfer) (_ fetch.Writer, err error) {
 	if c.size > 1<<40 {
 		return nil, fmt.Errorf("a file of %d bytes is offered", c.size)
 	}
 	t.Progress(0)
-	if w, err = t.Create(int64(c.size)); err != nil {
+	w, err := t.Create(int64(c.size))
+	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
 			w.Close()
-			w = nil
 		}
 	}()
 	ctx, cancel := context.WithCancelCause(ctx)
