@@ -527,6 +527,21 @@ func (s *Store) NamedIn(ns Namespace, name string) (*Core, error) {
 	return s.openLocked(dk)
 }
 
+// NamedExisting opens the core of that name. The error matches [fs.ErrNotExist] if
+// the store does not have it.
+func (s *Store) NamedExisting(ns Namespace, name string) (*Core, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b, err := s.get(aliasKey(ns, name))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) != 32 {
+		return nil, fmt.Errorf("core %q: %w", name, fs.ErrNotExist)
+	}
+	return s.openLocked(DiscoveryKey(b))
+}
+
 // rename makes a core that was opened by its key before known by its name.
 func (s *Store) rename(dk DiscoveryKey, r record, alias []byte) error {
 	old, err := s.lookup(dk)

@@ -20,6 +20,9 @@ func (d *dirs) addFlags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&d.state, "state", defaultStateDir(), "state `DIR`: identity, tokens, seeds and the newest heads seen")
 }
 
+// storeDir returns where the cores of a data directory are.
+func storeDir(data string) string { return filepath.Join(data, "store", "cores") }
+
 // defaultDataDir returns pkgswarm in the user's cache directory.
 func defaultDataDir() string {
 	dir, err := os.UserCacheDir()

@@ -73,9 +73,6 @@ func (op *operator) open(d dirs) (err error) {
 	return err
 }
 
-// storeDir returns where the cores of a data directory are.
-func storeDir(data string) string { return filepath.Join(data, "store") }
-
 // headsDir returns where a state directory remembers catalog heads.
 func headsDir(state string) string { return filepath.Join(state, "heads") }
 

@@ -66,12 +66,14 @@ func newRoot(s *streams) *cobra.Command {
 		Short:         "A peer-to-peer mirror of crates.io and of the Go module ecosystem",
 		SilenceUsage:  true,
 		SilenceErrors: true,
+
+		SuggestionsMinimumDistance: 2,
 	}
 	root.SetIn(s.in)
 	root.SetOut(s.out)
 	root.SetErr(s.err)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return &exitError{exitUsage, err, "see pkgswarm " + cmd.Name() + " --help"}
+		return &exitError{exitUsage, err, "see " + cmd.CommandPath() + " --help"}
 	})
 	root.PersistentFlags().String("config", "", "configuration `FILE` (default: pkgswarm/config.toml in the user's configuration directory)")
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
@@ -87,7 +89,37 @@ func newRoot(s *streams) *cobra.Command {
 	for _, add := range commands {
 		root.AddCommand(add(s))
 	}
+	checkUsage(root)
 	return root
+}
+
+// checkUsage makes wrong arguments of cmd, and of the commands below it, end with
+// exitUsage; those that only group others show their help.
+func checkUsage(cmd *cobra.Command) {
+	if cmd.HasSubCommands() && !cmd.Runnable() {
+		cmd.Args = cobra.ArbitraryArgs
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			hint := "see " + cmd.CommandPath() + " --help"
+			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+				hint = "did you mean " + cmd.CommandPath() + " " + near[0] + "?"
+			}
+			return &exitError{exitUsage, fmt.Errorf("no command %q", args[0]), hint}
+		}
+	}
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return &exitError{exitUsage, err, "see " + cmd.CommandPath() + " --help"}
+			}
+			return nil
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		checkUsage(sub)
+	}
 }
 
 // readConfig reads the configuration file that cmd is to use.
@@ -120,7 +152,9 @@ func isSetting(cmd *cobra.Command, name string) bool {
 
 // commands makes the subcommands, each in a file of its own.
 var commands = []func(*streams) *cobra.Command{
+	newBeeCommand,
 	newConfigCommand,
+	newCoreCommand,
 	newServeCommand,
 	newImportCommand,
 	newKeyCommand,
