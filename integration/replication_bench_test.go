@@ -2,13 +2,16 @@ package integration
 
 import (
 	"fmt"
+	"net"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/pkgswarm/pkgswarm/bee"
 	"github.com/pkgswarm/pkgswarm/core"
 	"github.com/pkgswarm/pkgswarm/internal/testenv"
 	"github.com/pkgswarm/pkgswarm/swarm/replicate"
+	"github.com/pkgswarm/pkgswarm/swarm/secretstream"
 )
 
 // cpu returns the processor time of this process.
@@ -125,4 +128,81 @@ func deleteCore(b *testing.B, s *core.Store, key core.Key) {
 		time.Sleep(time.Millisecond) // the connection still holds it
 	}
 	b.Fatal("core stays in use")
+}
+
+// A slowConn delays what is read by a fixed time, as a long way does.
+type slowConn struct {
+	net.Conn
+	delay time.Duration
+	late  chan late
+	rest  []byte
+	err   error
+}
+
+type late struct {
+	at  time.Time
+	b   []byte
+	err error
+}
+
+func newSlowConn(c net.Conn, delay time.Duration) *slowConn {
+	s := &slowConn{Conn: c, delay: delay, late: make(chan late, 1<<16)}
+	go func() {
+		for {
+			b := make([]byte, 16<<10)
+			n, err := c.Read(b)
+			s.late <- late{time.Now().Add(delay), b[:n], err}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	return s
+}
+
+func (s *slowConn) Read(b []byte) (int, error) {
+	if len(s.rest) == 0 && s.err == nil {
+		l := <-s.late
+		time.Sleep(time.Until(l.at))
+		s.rest, s.err = l.b, l.err
+	}
+	n := copy(b, s.rest)
+	s.rest = s.rest[n:]
+	if n == 0 {
+		return 0, s.err
+	}
+	return n, nil
+}
+
+// BenchmarkColdGet is goal B3: round trips of one look-up in 100 000 entries of
+// which nothing is here, over a way of 50 ms there and back.
+func BenchmarkColdGet(b *testing.B) {
+	const count, rtt = 100_000, 50 * time.Millisecond
+	a := newPeer(b)
+	w := a.named("bee")
+	fillBee(b, w, count)
+	for _, asking := range []bool{true, false} {
+		b.Run(fmt.Sprintf("asking=%v", asking), func(b *testing.B) {
+			var took time.Duration
+			for b.Loop() {
+				p := newPeer(b)
+				ours, theirs := net.Pipe()
+				go a.serve(newSlowConn(theirs, rtt/2), secretstream.Server)
+				p.wg.Go(func() { p.serve(newSlowConn(ours, rtt/2), secretstream.Client) })
+				tree, s, _ := p.openBee(w.Key())
+				if !asking {
+					tree = bee.Open(s, bee.Options{})
+				}
+				if _, err := s.Update(b.Context()); err != nil {
+					b.Fatal(err)
+				}
+				start := time.Now()
+				if _, err := tree.Get(b.Context(), []byte("key 77777")); err != nil {
+					b.Fatal(err)
+				}
+				took += time.Since(start)
+			}
+			b.ReportMetric(took.Seconds()/float64(b.N)/rtt.Seconds(), "round-trips")
+		})
+	}
 }

@@ -14,10 +14,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pkgswarm/pkgswarm/bee"
 	"github.com/pkgswarm/pkgswarm/core"
 	"github.com/pkgswarm/pkgswarm/internal/testenv"
 	"github.com/pkgswarm/pkgswarm/internal/vectors"
 	"github.com/pkgswarm/pkgswarm/swarm/protomux"
+	"github.com/pkgswarm/pkgswarm/swarm/remotebee"
 	"github.com/pkgswarm/pkgswarm/swarm/replicate"
 	"github.com/pkgswarm/pkgswarm/swarm/secretstream"
 )
@@ -52,7 +54,9 @@ func newPeer(t testing.TB) *peer {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &peer{t: t, store: store, key: key, ctx: ctx, ln: ln}
-	p.r = replicate.New(replicate.Config{Open: func(_ context.Context, dk core.DiscoveryKey) (replicate.Core, func(), error) {
+	p.r = replicate.New(replicate.Config{Extensions: map[string]replicate.Extension{
+		bee.ExtensionName: remotebee.Extension(),
+	}, Open: func(_ context.Context, dk core.DiscoveryKey) (replicate.Core, func(), error) {
 		c, err := store.ByDiscovery(dk)
 		if err != nil {
 			return nil, nil, err
@@ -521,6 +525,97 @@ func TestRelayThroughGo(t *testing.T) {
 	if !bytes.Equal(got, numbered(19, 10)) {
 		t.Errorf("block 19 is %.40q", got)
 	}
+}
+
+// fillBee writes count keys in one batch, as beePut of replicate.mjs does.
+func fillBee(t testing.TB, c *core.Core, count int) {
+	t.Helper()
+	b := bee.Open(c, bee.Options{}).Batch()
+	for i := range count {
+		if err := b.Put(t.Context(), fmt.Append(nil, "key ", i), fmt.Append(nil, "value ", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// openBee opens a tree that is read from peers.
+func (p *peer) openBee(key core.Key) (*bee.Tree, *replicate.Session, *core.Core) {
+	p.t.Helper()
+	c, err := p.store.Open(key)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	tree, s, err := remotebee.Open(p.r.Open, c, bee.Options{}, replicate.SessionOptions{})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() {
+		s.Close()
+		c.Close()
+	})
+	return tree, s, c
+}
+
+// TestRemoteBee reads a Hyperbee from peers of both kinds with the extension,
+// and lets the reference read ours.
+func TestRemoteBee(t *testing.T) {
+	const count = 3000
+	read := func(t *testing.T, p *peer, key core.Key) *core.Core {
+		t.Helper()
+		tree, s, c := p.openBee(key)
+		if _, err := s.Update(limit(t)); err != nil {
+			t.Fatal(err)
+		}
+		for range 40 {
+			i := rand.IntN(count)
+			e, err := tree.Get(limit(t), fmt.Append(nil, "key ", i))
+			if err != nil || string(e.Value) != fmt.Sprint("value ", i) {
+				t.Fatalf("key %d = %q, %v", i, e.Value, err)
+			}
+		}
+		if _, err := tree.Get(limit(t), []byte("absent")); !errors.Is(err, bee.ErrNotFound) {
+			t.Errorf("absent key: %v", err)
+		}
+		return c
+	}
+	t.Run("from Go", func(t *testing.T) {
+		a, b := newPeer(t), newPeer(t)
+		w := a.named("bee")
+		fillBee(t, w, count)
+		b.connect(a.port())
+		c := read(t, b, w.Key())
+		if n, _ := c.NextAbsent(1, c.Length()); n == c.Length() {
+			t.Error("all of the tree was downloaded")
+		}
+	})
+	t.Run("from JavaScript", func(t *testing.T) {
+		js := testenv.StartNode(t, "replicate.mjs")
+		p := newPeer(t)
+		js.MustCall(t, "connect", p.port(), nil)
+		var key string
+		js.MustCall(t, "create", "bee", &key)
+		js.MustCall(t, "beePut", params{"key": key, "count": count}, nil)
+		read(t, p, parseKey(t, key))
+	})
+	t.Run("to JavaScript", func(t *testing.T) {
+		js := testenv.StartNode(t, "replicate.mjs")
+		p := newPeer(t)
+		w := p.named("bee")
+		fillBee(t, w, count)
+		js.MustCall(t, "connect", p.port(), nil)
+		js.MustCall(t, "waitFor", params{"key": w.Key().Hex(), "length": w.Length(), "fork": 0}, nil)
+		for range 40 {
+			i := rand.IntN(count)
+			var value string
+			js.MustCall(t, "beeGet", params{"key": w.Key().Hex(), "name": fmt.Sprint("key ", i)}, &value)
+			if value != fmt.Sprint("value ", i) {
+				t.Fatalf("key %d = %q", i, value)
+			}
+		}
+	})
 }
 
 // TestUnknownCore asks for a core that nobody has.

@@ -101,9 +101,10 @@ type Config struct {
 }
 
 // An Extension answers an extension message of a peer about the core c. reply
-// sends a message back; push sends blocks that the peer did not ask for, if it
-// allows that. Both only queue. payload is valid during the call.
-type Extension func(c Core, payload []byte, reply func(payload []byte), push func(blocks ...uint64))
+// sends a message back. push sends blocks that the peer did not ask for; false
+// means that it does not take such. Both only queue, and may be called until the
+// Extension returns. payload is valid as long.
+type Extension func(c Core, payload []byte, reply func(payload []byte), push func(blocks ...uint64) bool)
 
 // A PeerID identifies a peer: the public key it has proven to own.
 type PeerID [32]byte

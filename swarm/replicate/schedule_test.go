@@ -263,7 +263,7 @@ func TestPushAndExtension(t *testing.T) {
 		w := singleWriter(1)
 		w.appendN(100, 30)
 		cfg := Config{Extensions: map[string]Extension{
-			"echo": func(c Core, payload []byte, reply func([]byte), push func(...uint64)) {
+			"echo": func(c Core, payload []byte, reply func([]byte), push func(...uint64) bool) {
 				reply(append([]byte("re: "), payload...))
 				push(7, 70, 99)
 			},

@@ -82,6 +82,12 @@ func (s *Session) Key() core.Key { return s.f.key }
 // Length returns the length that is known and proven, in blocks.
 func (s *Session) Length() uint64 { return s.core.Tree().Length }
 
+// Fork returns how often the history was rewritten, as far as is known here.
+func (s *Session) Fork() uint64 { return s.core.Tree().Fork }
+
+// Has says whether block i is stored, so that Get does not have to wait.
+func (s *Session) Has(i uint64) bool { return s.core.Has(i) }
+
 // Tree returns the head that is known and proven.
 func (s *Session) Tree() merkle.Tree { return s.core.Tree() }
 
@@ -435,11 +441,7 @@ func (p *peer) onExtension(m extensionMessage) error {
 	if h := f.r.cfg.Extensions[m.name]; h != nil && ok {
 		h(f.core, m.payload, func(reply []byte) {
 			p.send(msgExtension, extensionMessage{name: m.name, payload: reply}.append(nil))
-		}, func(blocks ...uint64) {
-			for _, i := range blocks {
-				p.c.push(p, i)
-			}
-		})
+		}, p.push)
 	}
 	return nil
 }

@@ -46,14 +46,24 @@ func (c *conn) enqueue(p *peer, req *merkle.Request, id, priority uint64) error 
 	return nil
 }
 
-// push queues a block for a peer that takes such.
-func (c *conn) push(p *peer, index uint64) {
+// push queues blocks for a peer that takes such, or returns false.
+func (p *peer) push(blocks ...uint64) bool {
+	p.f.mu.Lock()
+	ok := p.open && p.allowPush && p.downloading && !p.paused
+	p.f.mu.Unlock()
+	if !ok {
+		return false
+	}
+	c := p.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.queue) < maxQueued {
-		c.queue = append(c.queue, &upload{p: p, req: &merkle.Request{Block: &merkle.BlockRequest{Index: index}}, push: true})
-		c.signal()
+	for _, i := range blocks {
+		if len(c.queue) < maxQueued {
+			c.queue = append(c.queue, &upload{p: p, req: &merkle.Request{Block: &merkle.BlockRequest{Index: i}}, push: true, priority: 1})
+		}
 	}
+	c.signal()
+	return true
 }
 
 func (c *conn) cancelUpload(p *peer, id uint64) {
