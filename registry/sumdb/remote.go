@@ -22,8 +22,8 @@ type remote struct {
 	tiles  singleflight.Group         // requests for tiles, by path
 	recent *lru.Cache[string, []byte] // tiles that arrived lately and may not be proven yet
 
-	mu    sync.Mutex
-	bases []string // roots to ask in turn; nil until known
+	mu    sync.Mutex // held while finding out
+	bases []string   // roots to ask in turn; nil until known
 }
 
 // maxRecent tiles are kept while those who asked prove them, so that others who
@@ -103,10 +103,9 @@ func kindOf(path string) upstream.Kind {
 // database. A proxy that does not answer the question is asked again next time.
 func (r *remote) roots(ctx context.Context) []string {
 	r.mu.Lock()
-	known := r.bases
-	r.mu.Unlock()
-	if known != nil {
-		return known
+	defer r.mu.Unlock()
+	if r.bases != nil {
+		return r.bases
 	}
 	supported := upstream.Kind{Name: "answer about the checksum database", MaxExpanded: 64 << 10, Empty: true}
 	var bases []string
@@ -125,9 +124,7 @@ func (r *remote) roots(ctx context.Context) []string {
 	}
 	bases = append(bases, "https://"+r.name)
 	if certain {
-		r.mu.Lock()
 		r.bases = bases
-		r.mu.Unlock()
 	}
 	return bases
 }
