@@ -276,14 +276,21 @@ func hashZip(b []byte) (string, error) {
 	return dirhash.HashZip(f.Name(), dirhash.Hash1)
 }
 
+// Record adds a module version to the checksum database, which otherwise happens
+// when it is first looked up, and takes time for a large zip.
+func (s *Server) Record(t testing.TB, modPath, version string) {
+	t.Helper()
+	if _, err := s.sums.Lookup(context.Background(), module.Version{Path: modPath, Version: version}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Grow adds n records of other modules to the checksum database.
 func (s *Server) Grow(t testing.TB, name string, n int) {
 	for i := range n {
 		version := fmt.Sprintf("v1.0.%d", i)
 		s.Put("grow.test/"+name, version+".mod", []byte("module grow.test/"+name+"\n"))
-		if _, err := s.sums.Lookup(context.Background(), module.Version{Path: "grow.test/" + name, Version: version}); err != nil {
-			t.Fatal(err)
-		}
+		s.Record(t, "grow.test/"+name, version)
 	}
 }
 
