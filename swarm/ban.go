@@ -91,3 +91,12 @@ func isLoopback(hostPort string) bool {
 	ip, ok := addrIP(hostPort)
 	return ok && ip.IsLoopback()
 }
+
+// isLoopbackBucket is isLoopback for what bucketOf returns.
+func isLoopbackBucket(bucket string) bool {
+	if p, err := netip.ParsePrefix(bucket); err == nil {
+		return p.Contains(netip.IPv6Loopback())
+	}
+	ip, err := netip.ParseAddr(bucket)
+	return err == nil && ip.IsLoopback()
+}

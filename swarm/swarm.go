@@ -395,7 +395,9 @@ func (s *Swarm) admit(bucket string) (context.Context, error) {
 		return nil, ErrClosed
 	case s.banned(bucket):
 		return nil, errors.New("swarm: address is banned")
-	case s.perAddress[bucket] >= maxPerAddress:
+	case s.perAddress[bucket] >= maxPerAddress && !isLoopbackBucket(bucket):
+		// All users and containers of this machine share the loopback address, so
+		// only the total counts there.
 		return nil, errors.New("swarm: too many connections from one address")
 	case s.shaking >= maxHandshakes:
 		return nil, errors.New("swarm: too many handshakes")
