@@ -1,16 +1,14 @@
 package node
 
 import (
-	"context"
-	"encoding/json"
+	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/pkgswarm/pkgswarm/goproxy"
 	"github.com/pkgswarm/pkgswarm/internal/clients"
@@ -21,8 +19,7 @@ import (
 )
 
 const (
-	moduleCache = 2 << 30         // bytes of cached module files and checksum records on disk
-	goEnvLimit  = 5 * time.Second // for asking the go command
+	moduleCache = 2 << 30 // bytes of cached module files and checksum records on disk
 )
 
 // openGo opens the GOPROXY front end.
@@ -174,17 +171,52 @@ func join(patterns []string, more string) string {
 
 type goEnvironment struct{ GOPROXY, GOSUMDB, GONOPROXY, GONOSUMDB string }
 
-// goEnv asks the go command, if there is one, how it is set up.
-func goEnv() (env goEnvironment) {
-	ctx, cancel := context.WithTimeout(context.Background(), goEnvLimit) // at the start, before anything can be cancelled
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", "env", "-json", "GOPROXY", "GOSUMDB", "GONOPROXY", "GONOSUMDB")
-	cmd.Env = append(os.Environ(), "GOTOOLCHAIN=local")
-	cmd.Dir = os.TempDir()
-	if out, err := cmd.Output(); err == nil {
-		json.Unmarshal(out, &env) // a go that answers something else is no go
+// goEnv returns how the machine's go command is set up: by the environment, or by
+// the file that "go env -w" writes. It reads what go reads instead of running go,
+// which would take longer than the rest of the node's start.
+func goEnv() goEnvironment {
+	file := goEnvFile()
+	get := func(names ...string) string {
+		for _, name := range names {
+			if v := os.Getenv(name); v != "" {
+				return v
+			}
+			if v := file[name]; v != "" {
+				return v
+			}
+		}
+		return ""
 	}
-	return env
+	return goEnvironment{
+		GOPROXY:   get("GOPROXY"),
+		GOSUMDB:   get("GOSUMDB"),
+		GONOPROXY: get("GONOPROXY", "GOPRIVATE"),
+		GONOSUMDB: get("GONOSUMDB", "GOPRIVATE"),
+	}
+}
+
+// goEnvFile returns the settings in go's configuration file.
+func goEnvFile() map[string]string {
+	name := os.Getenv("GOENV")
+	if name == "" {
+		dir, err := os.UserConfigDir()
+		if err != nil {
+			return nil
+		}
+		name = filepath.Join(dir, "go", "env")
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return nil // there is none, or GOENV=off
+	}
+	defer f.Close()
+	m := make(map[string]string)
+	for sc := bufio.NewScanner(io.LimitReader(f, maxClientConfig)); sc.Scan(); {
+		if k, v, ok := strings.Cut(strings.TrimSpace(sc.Text()), "="); ok && !strings.HasPrefix(k, "#") {
+			m[k] = v
+		}
+	}
+	return m
 }
 
 func netrcPath() string {
