@@ -143,8 +143,9 @@ func (ch *change) putBlocks(first uint64, blocks [][]byte) error {
 		}
 		r := run{first: i, count: uint8(n), segment: segment, offset: offset}
 		var size int
-		for _, b := range blocks[:n] {
+		for k, b := range blocks[:n] {
 			size += len(b)
+			p.sum(i+uint8(k), b)
 		}
 		if segment == 0 {
 			r.chunk = p.freeChunk(i)
@@ -404,6 +405,9 @@ func (ch *change) apply() {
 	if ch.head.tree.Length < c.head.tree.Length || ch.deleted {
 		s.pages.drop(c.id)
 		c.have = nil
+	}
+	if ch.head.contiguous < c.head.contiguous {
+		c.have = nil // it lacks the pages that were contiguous
 	}
 	for k, p := range ch.pages {
 		s.pages.put(k, p)
