@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"iter"
 	"os"
@@ -382,6 +383,31 @@ type place struct {
 	offset uint64
 	file   *os.File // static cores
 	chunk  []byte   // the bytes themselves, from the database
+
+	summed bool
+	sum    uint32 // checksum of the data, if summed
+}
+
+// holds reports whether data is what belongs at the place.
+func (at place) holds(data []byte) bool {
+	if at.summed {
+		return crc32.Checksum(data, castagnoli) == at.sum
+	}
+	return merkle.LeafHash(data) == at.node.hash
+}
+
+// verified remembers that the data of a block was found to be right.
+func (c *Core) verified(index uint64, at place, data []byte) {
+	if at.summed || len(data) < summedBytes {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.store.pages.get(cacheKey{c.id, 0, index / pageBlocks})
+	i := uint8(index % pageBlocks)
+	if p != nil && p.known>>(2*i)&1 != 0 && p.nodes[2*i].hash == at.node.hash {
+		p.sum(i, data)
+	}
 }
 
 func (c *Core) readBlock(index uint64) ([]byte, error) {
@@ -392,12 +418,10 @@ func (c *Core) readBlock(index uint64) ([]byte, error) {
 		return nil, err
 	}
 	b, err := c.fetch(index, at)
-	if err == nil && merkle.LeafHash(b) != at.node.hash {
-		err = errChecksum
-	}
-	if err != nil {
+	if err != nil || !at.holds(b) {
 		return c.recheck(index)
 	}
+	c.verified(index, at, b)
 	return b, nil
 }
 
@@ -460,14 +484,15 @@ func (c *Core) place(p *page, index uint64) (place, error) {
 	if !ok {
 		return place{}, &DamageError{c.rec.key, "tree page", index, errors.New("no hash of a stored block")}
 	}
+	at := place{node: n, summed: p.summed>>i&1 != 0, sum: p.sums[i]}
 	if c.rec.path != "" {
-		return place{node: n, offset: index * StaticBlock}, nil
+		at.offset = index * StaticBlock
+		return at, nil
 	}
-	r, offset, ok := p.location(i)
-	if !ok {
+	if at.run, at.offset, ok = p.location(i); !ok {
 		return place{}, &DamageError{c.rec.key, "tree page", index, errors.New("no place of a stored block")}
 	}
-	return place{node: n, run: r, offset: offset}, nil
+	return at, nil
 }
 
 // fetch reads the data of a block.

@@ -35,10 +35,10 @@ func (c *Core) Prove(req merkle.Request) (*merkle.Proof, error) {
 	}
 	// Reading the block needs no lock: what is at its place is checked.
 	value, err := c.fetch(p.Block.Index, at)
-	if err != nil || merkle.LeafHash(value) != at.node.hash {
-		if value, err = c.readBlock(p.Block.Index); err != nil {
-			return nil, err
-		}
+	if err == nil && at.holds(value) {
+		c.verified(p.Block.Index, at, value)
+	} else if value, err = c.readBlock(p.Block.Index); err != nil {
+		return nil, err
 	}
 	p.Block.Value = value
 	return p, nil
