@@ -353,6 +353,16 @@ func (c *Core) BeginReorg(p *merkle.Proof) (*merkle.Reorg, error) {
 	if err := m.VerifyTree(c.rec.key, nb.Tree, nb.Signature); err != nil {
 		return nil, err
 	}
+	if c.rec.manifest == nil {
+		ch := c.begin()
+		if err := c.learn(ch, m); err != nil {
+			ch.abort()
+			return nil, err
+		}
+		if err := ch.commit(false); err != nil {
+			return nil, err
+		}
+	}
 	return g, nil
 }
 

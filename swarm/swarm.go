@@ -91,6 +91,11 @@ type Config struct {
 	// Allow says which peers may connect; nil allows all.
 	Allow func(PeerKey) bool
 
+	// LAN announces us on the local networks and looks for peers there that have
+	// one of Topics in common with us.
+	LAN    bool
+	Topics []TopicID
+
 	Protocols []Protocol
 
 	MaxIn, MaxOut            int           // connections; 0 is the default
@@ -192,6 +197,12 @@ func New(c Config) (*Swarm, error) {
 	return s, nil
 }
 
+func randomBytes(n int) []byte {
+	b := make([]byte, n)
+	rand.Read(b)
+	return b
+}
+
 // FromStore serves all cores of a store.
 func FromStore(store *core.Store) func(context.Context, core.DiscoveryKey) (replicate.Core, func(), error) {
 	return func(_ context.Context, dk core.DiscoveryKey) (replicate.Core, func(), error) {
@@ -288,6 +299,9 @@ func (s *Swarm) Run(ctx context.Context) error {
 		})
 	}
 	s.wg.Go(func() { s.keepDialling(ctx) })
+	if s.c.LAN && len(s.c.Topics) > 0 {
+		s.wg.Go(func() { s.runLAN(ctx) })
+	}
 	<-ctx.Done()
 	s.closeListeners()
 	s.mu.Lock()

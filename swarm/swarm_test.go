@@ -353,3 +353,29 @@ func TestIdentity(t *testing.T) {
 		t.Error("a damaged identity is accepted")
 	}
 }
+
+// A core that was truncated before a peer has heard of it is fetched like others.
+func TestTruncatedSource(t *testing.T) {
+	a := start(t, swarm.Config{Key: key(1), Listen: []string{"127.0.0.1:0"}})
+	c := a.source(t, 100)
+	if err := c.Truncate(40); err != nil {
+		t.Fatal(err)
+	}
+	b := start(t, swarm.Config{Key: key(2), Peers: []string{a.addr()}})
+	copied, err := b.store.Open(c.Key())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer copied.Close()
+	sess, err := b.Open(copied, replicate.SessionOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sess.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if _, err := sess.Update(ctx); err != nil || sess.Length() != 40 {
+		t.Errorf("update to length %d, %v", sess.Length(), err)
+	}
+	b.fetch(t, c.Key(), 40)
+}

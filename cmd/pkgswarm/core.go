@@ -127,7 +127,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 10 no store, 11 the store is in use
 	}
 	f.add(cmd)
 	cmd.AddCommand(f.newCommand(), f.appendCommand(), f.catCommand(), f.infoCommand(),
-		f.verifyCommand(), f.truncateCommand(), f.staticCommand())
+		f.verifyCommand(), f.truncateCommand(), f.staticCommand(), f.serveCommand(), f.cloneCommand())
 	return cmd
 }
 

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -22,7 +25,12 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits,
+			"exits":   exits,
+			"key":     key,
+			"waitfor": waitFor,
+
+			"background": background,
+			"interrupt":  interrupt,
 		},
 		Setup: func(env *testscript.Env) error {
 			home := env.WorkDir + "/home"
@@ -53,4 +61,60 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if fmt.Sprint(code) != args[0] {
 		ts.Fatalf("exit code %d, want %s", code, args[0])
 	}
+}
+
+// key FILE NAME sets an environment variable to the key of a JSON object.
+func key(ts *testscript.TestScript, _ bool, args []string) {
+	var v struct{ Key string }
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &v))
+	ts.Setenv(args[1], v.Key)
+}
+
+// background FILE COMMAND... starts a command whose output goes to FILE, and which
+// the script ends with interrupt.
+func background(ts *testscript.TestScript, _ bool, args []string) {
+	out, err := os.Create(ts.MkAbs(args[0]))
+	ts.Check(err)
+	cmd := exec.Command(args[1], args[2:]...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = ts.MkAbs("."), out, os.Stderr
+	cmd.Env = append(os.Environ(), "HOME="+ts.Getenv("HOME"), "XDG_CACHE_HOME="+ts.Getenv("XDG_CACHE_HOME"),
+		"XDG_STATE_HOME="+ts.Getenv("XDG_STATE_HOME"), "XDG_CONFIG_HOME="+ts.Getenv("XDG_CONFIG_HOME"))
+	ts.Check(cmd.Start())
+	done := make(chan error, 1)
+	go func() { done <- errors.Join(cmd.Wait(), out.Close()) }()
+	running[ts] = func() error {
+		cmd.Process.Signal(os.Interrupt)
+		select {
+		case err := <-done:
+			return err
+		case <-time.After(15 * time.Second):
+			cmd.Process.Kill()
+			return errors.New("it does not stop when interrupted")
+		}
+	}
+	ts.Defer(func() { cmd.Process.Kill() })
+}
+
+// running has the background command of each script.
+var running = map[*testscript.TestScript]func() error{}
+
+// interrupt ends the background command, which must exit with 0.
+func interrupt(ts *testscript.TestScript, _ bool, _ []string) {
+	ts.Check(running[ts]())
+}
+
+// waitfor FILE ADDR WS waits until the first line of FILE tells where a command
+// listens, and sets environment variables to its addresses.
+func waitFor(ts *testscript.TestScript, _ bool, args []string) {
+	for range 500 {
+		var v struct{ Listen []string }
+		line, _, _ := strings.Cut(ts.ReadFile(args[0]), "\n")
+		if json.Unmarshal([]byte(line), &v) == nil && len(v.Listen) == 2 {
+			ts.Setenv(args[1], v.Listen[0])
+			ts.Setenv(args[2], v.Listen[1])
+			return
+		}
+		time.Sleep(20 * time.Millisecond) // another process's start cannot be faked
+	}
+	ts.Fatalf("%s does not say where it listens", args[0])
 }
