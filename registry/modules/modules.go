@@ -20,6 +20,7 @@ import (
 	"github.com/pkgswarm/pkgswarm/internal/filecache"
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
 	"github.com/pkgswarm/pkgswarm/registry/fetch"
+	"github.com/pkgswarm/pkgswarm/registry/policy"
 	"github.com/pkgswarm/pkgswarm/registry/sumdb"
 	"github.com/pkgswarm/pkgswarm/registry/upstream"
 )
@@ -83,6 +84,11 @@ type Config struct {
 	// (GONOSUMDB).
 	NoSums  string
 	Private []PrivateSource // the first match counts
+
+	// Rules say which versions are handed out; with DryRun what they would refuse is
+	// logged only. A refusal is a [policy.Refusal].
+	Rules  policy.Rules
+	DryRun bool
 
 	TTL      time.Duration // of changing answers; 0: DefaultTTL
 	Patience time.Duration // 0: DefaultPatience
@@ -160,17 +166,33 @@ type wanted struct {
 
 // List returns the version list of a module.
 func (m *Modules) List(ctx context.Context, path string) (*File, error) {
-	return m.file(ctx, &wanted{path: path, name: "@v/list", kind: upstream.ModuleList, check: checkList})
+	f, err := m.file(ctx, &wanted{path: path, name: "@v/list", kind: upstream.ModuleList, check: checkList})
+	if err != nil {
+		return nil, err
+	}
+	return m.allowedList(ctx, path, f), nil
 }
 
 // Latest returns the .info of a module's latest version, as the upstream sees it.
 func (m *Modules) Latest(ctx context.Context, path string) (*File, error) {
-	return m.file(ctx, &wanted{path: path, name: "@latest", kind: upstream.ModuleInfo, check: checkInfo("")})
+	f, err := m.file(ctx, &wanted{path: path, name: "@latest", kind: upstream.ModuleInfo, check: checkInfo("")})
+	if err != nil {
+		return nil, err
+	}
+	return f, m.refuseResolved(path, f)
 }
 
 // Info returns the .info of a version or, if version is not canonical, of what it
 // names: a branch, tag or commit.
 func (m *Modules) Info(ctx context.Context, path, version string) (*File, error) {
+	f, err := m.info(ctx, path, version)
+	if err != nil {
+		return nil, err
+	}
+	return f, m.refuseResolved(path, f)
+}
+
+func (m *Modules) info(ctx context.Context, path, version string) (*File, error) {
 	esc, err := module.EscapeVersion(version)
 	if err != nil {
 		return nil, &upstream.Error{URL: path, Class: upstream.ErrNotFound, Err: err}
@@ -193,6 +215,9 @@ func Canonical(version string) bool {
 func (m *Modules) Mod(ctx context.Context, path, version string) (*File, error) {
 	r, err := m.route(path)
 	if err != nil {
+		return nil, err
+	}
+	if err := m.refuse(ctx, path, version); err != nil {
 		return nil, err
 	}
 	esc, err := module.EscapeVersion(version)
@@ -513,6 +538,9 @@ func checkMod(body []byte) error {
 func (m *Modules) Zip(ctx context.Context, path, version string) (*fetch.Body, error) {
 	r, err := m.route(path)
 	if err != nil {
+		return nil, err
+	}
+	if err := m.refuse(ctx, path, version); err != nil {
 		return nil, err
 	}
 	esc, err := module.EscapePath(path)
