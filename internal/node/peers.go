@@ -107,3 +107,12 @@ func (n *Node) swarmStatus() SwarmStatus {
 	}
 	return st
 }
+
+// SwarmAddr returns the address at which peers reach the node, or "" if it only
+// dials.
+func (n *Node) SwarmAddr() string {
+	for _, a := range n.swarm.Addrs() {
+		return a.String()
+	}
+	return ""
+}
