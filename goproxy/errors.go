@@ -43,7 +43,7 @@ func statusOf(err error) int {
 	switch {
 	case errors.As(err, &request):
 		return request.status
-	case errors.As(err, &withdrawn), errors.As(err, &blocked), errors.Is(err, modules.ErrPrivate), errors.Is(err, modules.ErrUnproven):
+	case errors.As(err, &withdrawn), errors.As(err, &blocked), errors.Is(err, modules.ErrPrivate), errors.Is(err, modules.ErrUnproven), errors.Is(err, modules.ErrWithdrawn):
 		return http.StatusForbidden
 	case errors.As(err, &bytes), errors.Is(err, sumdb.ErrMismatch), errors.Is(err, sumdb.ErrFork), errors.Is(err, upstream.ErrBadAnswer):
 		return http.StatusBadGateway

@@ -20,6 +20,7 @@ import (
 	"github.com/pkgswarm/pkgswarm/internal/filecache"
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
 	"github.com/pkgswarm/pkgswarm/registry/fetch"
+	"github.com/pkgswarm/pkgswarm/registry/pkglog"
 	"github.com/pkgswarm/pkgswarm/registry/policy"
 	"github.com/pkgswarm/pkgswarm/registry/sumdb"
 	"github.com/pkgswarm/pkgswarm/registry/upstream"
@@ -73,9 +74,11 @@ type Config struct {
 	Proxies  List
 	Upstream Upstream // nil: offline
 	// Sums is the checksum database; nil: none, no module is shared with peers.
-	Sums  Sums
-	Zips  Zips
-	Cache *filecache.Cache
+	Sums Sums
+	// Catalog is asked before the upstream; nil: none.
+	Catalog Catalog
+	Zips    Zips
+	Cache   *filecache.Cache
 
 	// NoProxy are patterns of modules that are private (GOPRIVATE, GONOPROXY): only
 	// a PrivateSource may have them.
@@ -162,11 +165,12 @@ type wanted struct {
 	forever bool
 	check   func(body []byte) error                   // an error makes it a bad answer
 	h1      func(ctx context.Context) (string, error) // of the right go.mod; nil: nothing proves it
+	signed  func(st *pkglog.State) []byte             // the file in a package log; nil where it is not
 }
 
 // List returns the version list of a module.
 func (m *Modules) List(ctx context.Context, path string) (*File, error) {
-	f, err := m.file(ctx, &wanted{path: path, name: "@v/list", kind: upstream.ModuleList, check: checkList})
+	f, err := m.file(ctx, &wanted{path: path, name: "@v/list", kind: upstream.ModuleList, check: checkList, signed: (*pkglog.State).List})
 	if err != nil {
 		return nil, err
 	}
@@ -175,7 +179,7 @@ func (m *Modules) List(ctx context.Context, path string) (*File, error) {
 
 // Latest returns the .info of a module's latest version, as the upstream sees it.
 func (m *Modules) Latest(ctx context.Context, path string) (*File, error) {
-	f, err := m.file(ctx, &wanted{path: path, name: "@latest", kind: upstream.ModuleInfo, check: checkInfo("")})
+	f, err := m.file(ctx, &wanted{path: path, name: "@latest", kind: upstream.ModuleInfo, check: checkInfo(""), signed: signedLatest})
 	if err != nil {
 		return nil, err
 	}
@@ -185,6 +189,9 @@ func (m *Modules) Latest(ctx context.Context, path string) (*File, error) {
 // Info returns the .info of a version or, if version is not canonical, of what it
 // names: a branch, tag or commit.
 func (m *Modules) Info(ctx context.Context, path, version string) (*File, error) {
+	if err := m.withdrawn(ctx, path, version); err != nil {
+		return nil, err
+	}
 	f, err := m.info(ctx, path, version)
 	if err != nil {
 		return nil, err
@@ -200,8 +207,21 @@ func (m *Modules) info(ctx context.Context, path, version string) (*File, error)
 	w := &wanted{path: path, name: "@v/" + esc + ".info", kind: upstream.ModuleInfo, check: checkInfo("")}
 	if Canonical(version) {
 		w.forever, w.check = true, checkInfo(version)
+		w.signed = func(st *pkglog.State) []byte {
+			if v := st.Module(version); v != nil {
+				return v.Info
+			}
+			return nil
+		}
 	}
 	return m.file(ctx, w)
+}
+
+func signedLatest(st *pkglog.State) []byte {
+	if v := st.Latest(); v != nil {
+		return v.Info
+	}
+	return nil
 }
 
 // Canonical reports whether version names one version for ever, and no branch.
@@ -225,9 +245,15 @@ func (m *Modules) Mod(ctx context.Context, path, version string) (*File, error) 
 		return nil, &upstream.Error{URL: path, Class: upstream.ErrNotFound, Err: err}
 	}
 	w := &wanted{path: path, name: "@v/" + esc + ".mod", kind: upstream.ModuleFile, forever: true, check: checkMod}
+	w.signed = func(st *pkglog.State) []byte {
+		if v := st.Module(version); v != nil {
+			return v.Mod
+		}
+		return nil
+	}
 	if r.sums {
 		w.h1 = func(ctx context.Context) (string, error) {
-			rec, err := m.lookup(ctx, module.Version{Path: path, Version: version})
+			rec, err := m.vouch(ctx, module.Version{Path: path, Version: version})
 			return rec.Mod, err
 		}
 	}
@@ -324,20 +350,29 @@ func (m *Modules) held(ctx context.Context, key string, w *wanted) (*File, error
 			return nil, err
 		}
 	}
-	if w.h1 != nil && !f.proven {
-		h1, err := w.h1(ctx)
-		if err == nil {
-			err = w.prove(f.Body, h1)
-		}
-		if err != nil {
-			return nil, err
-		}
-		f.proven = true // not yet shared: memory holds proven files only
+	if err := m.proveFile(ctx, w, f); err != nil {
+		return nil, err
 	}
 	if !ok {
 		m.memory.put(key, f)
 	}
 	return f, nil
+}
+
+// proveFile proves f, which is not shared yet, unless it needs none or has been.
+func (m *Modules) proveFile(ctx context.Context, w *wanted, f *File) error {
+	if w.h1 == nil || f.proven {
+		return nil
+	}
+	h1, err := w.h1(ctx)
+	if err == nil {
+		err = w.prove(f.Body, h1)
+	}
+	if err != nil {
+		return err
+	}
+	f.proven = true
+	return nil
 }
 
 // heldFile returns the file that is on disk, unproven.
@@ -360,8 +395,15 @@ func (m *Modules) renew(ctx context.Context, key string, r route, w *wanted) (*F
 	if heldErr == nil && old.fresh(m.conf.TTL, time.Now()) {
 		return old, nil
 	}
+	signed := m.signed(ctx, r, w)
+	if signed != nil && !signed.Stale && m.proveFile(ctx, w, signed) == nil {
+		m.memory.put(key, signed)
+		return signed, nil
+	}
 	f, err := m.ask(ctx, r, w, old)
 	switch {
+	case err != nil && signed != nil && signed.Stale && errors.Is(err, upstream.ErrUnreachable):
+		return signed, nil
 	case err == nil:
 		m.memory.put(key, f)
 		m.keep(key, f)
@@ -571,7 +613,7 @@ func (m *Modules) Zip(ctx context.Context, path, version string) (*fetch.Body, e
 		}
 	}
 	a.Digests = func(ctx context.Context) ([]artifact.Digest, error) {
-		rec, err := m.lookup(ctx, v)
+		rec, err := m.vouch(ctx, v)
 		if err != nil {
 			return nil, err
 		}

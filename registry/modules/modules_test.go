@@ -3,8 +3,10 @@ package modules
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -13,9 +15,13 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/mod/module"
+	"golang.org/x/mod/sumdb/dirhash"
 
 	"github.com/pkgswarm/pkgswarm/internal/filecache"
+	"github.com/pkgswarm/pkgswarm/registry/pkglog"
 	"github.com/pkgswarm/pkgswarm/registry/policy"
+	"github.com/pkgswarm/pkgswarm/registry/sumdb"
 	"github.com/pkgswarm/pkgswarm/registry/upstream"
 )
 
@@ -266,6 +272,119 @@ func FuzzParseList(f *testing.F) { // SEC-8
 			if e.URL == "" {
 				t.Errorf("ParseList(%q) has an empty element", s)
 			}
+		}
+	})
+}
+
+// A fakeCatalog is a Catalog of one module.
+type fakeCatalog struct {
+	st    *pkglog.State
+	fresh bool
+	err   error
+}
+
+func (c *fakeCatalog) Module(_ context.Context, path string) (*pkglog.State, error) {
+	if c.err == nil && path != c.st.Header().Package {
+		return nil, upstream.ErrNotFound
+	}
+	return c.st, c.err
+}
+
+func (c *fakeCatalog) Fresh() bool { return c.fresh }
+
+// fakeSums is a checksum database that cannot be reached, or knows one hash.
+type fakeSums struct {
+	rec sumdb.Record
+	err error
+}
+
+func (s *fakeSums) Lookup(context.Context, module.Version) (sumdb.Record, error) { return s.rec, s.err }
+func (s *fakeSums) Held(module.Version) (sumdb.Record, bool)                     { return sumdb.Record{}, false }
+
+func TestCatalog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const mod = "module m.test\n"
+		h1, err := dirhash.Hash1([]string{"go.mod"}, func(string) (io.ReadCloser, error) {
+			return io.NopCloser(strings.NewReader(mod)), nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(h1, "h1:"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		st := pkglog.NewState(pkglog.Header{Ecosystem: pkglog.Go, Package: "m.test"})
+		publish := func(v string) {
+			t.Helper()
+			_, err := st.Append(pkglog.Event{Kind: pkglog.Published, Module: &pkglog.ModuleVersion{
+				Version: v, Time: 1, ModHash: [32]byte(sum), Info: fmt.Appendf(nil, `{"Version":%q,"By":"operator"}`, v), Mod: []byte(mod)}})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		publish("v1.0.0")
+		publish("v1.1.0")
+		f := &fake{files: map[string]string{"m.test/@v/list": "v9.0.0\n", "m.test/@v/v9.0.0.info": `{"Version":"v9.0.0"}`, "other.test/@v/list": "v1.0.0\n"}}
+		c, sums := &fakeCatalog{st: st, fresh: true}, &fakeSums{rec: sumdb.Record{Mod: h1}}
+		m := newModules(t, f, Config{Catalog: c, Sums: sums})
+		want := func(what string, file *File, err error, body string) {
+			t.Helper()
+			if err != nil || !strings.Contains(string(file.Body), body) {
+				t.Errorf("%s = %+v, %v, want %q", what, file, err, body)
+			}
+		}
+		list, err := m.List(t.Context(), "m.test")
+		want("List", list, err, "v1.0.0\nv1.1.0\n")
+		info, err := m.Info(t.Context(), "m.test", "v1.0.0")
+		want("Info", info, err, "operator")
+		latest, err := m.Latest(t.Context(), "m.test")
+		want("Latest", latest, err, "v1.1.0")
+		gomod, err := m.Mod(t.Context(), "m.test", "v1.0.0")
+		want("Mod", gomod, err, mod)
+		if asked := f.took(); len(asked) > 0 {
+			t.Errorf("the upstream was asked for %v, which the catalog has", asked)
+		}
+		other, err := m.List(t.Context(), "other.test")
+		want("List of a module that the catalog lacks", other, err, "v1.0.0\n")
+		info, err = m.Info(t.Context(), "m.test", "v9.0.0")
+		want("Info of a version that the catalog lacks", info, err, "v9.0.0")
+
+		// SEC-11: a stale catalog does not say what is new, but does without an upstream.
+		c.fresh = false
+		time.Sleep(DefaultTTL)
+		list, err = m.List(t.Context(), "m.test")
+		want("List, stale catalog", list, err, "v9.0.0\n")
+		down := newModules(t, &fake{fail: upstream.ErrUnreachable}, Config{Catalog: c, Sums: &fakeSums{err: upstream.ErrUnreachable}})
+		list, err = down.List(t.Context(), "m.test")
+		want("List, stale catalog, no upstream", list, err, "v1.1.0\n")
+		if !list.Stale {
+			t.Error("not marked as stale")
+		}
+		// The database cannot be reached: what the importer found in it counts.
+		gomod, err = down.Mod(t.Context(), "m.test", "v1.1.0")
+		want("Mod, no database", gomod, err, mod)
+		sums.rec.Mod = "h1:AAAA"
+		if _, err := m.Mod(t.Context(), "m.test", "v1.1.0"); err == nil {
+			t.Error("the catalog's go.mod was taken against the database's word")
+		}
+
+		// SEC-19: a withdrawn version is not served, whatever is held.
+		if _, err := st.Append(pkglog.Event{Kind: pkglog.Removed, Version: "v1.0.0"}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m.Info(t.Context(), "m.test", "v1.0.0"); !errors.Is(err, ErrWithdrawn) {
+			t.Errorf("Info of a withdrawn version: %v", err)
+		}
+		if _, err := m.Mod(t.Context(), "m.test", "v1.0.0"); !errors.Is(err, ErrWithdrawn) {
+			t.Errorf("Mod of a withdrawn version: %v", err)
+		}
+		if _, err := m.Zip(t.Context(), "m.test", "v1.0.0"); !errors.Is(err, ErrWithdrawn) {
+			t.Errorf("Zip of a withdrawn version: %v", err)
+		}
+		c.err = errors.New("catalog broken")
+		if _, err := m.Info(t.Context(), "m.test", "v9.0.0"); err != nil {
+			t.Errorf("broken catalog: %v", err)
 		}
 	})
 }

@@ -11,10 +11,14 @@ import (
 	"golang.org/x/mod/semver"
 )
 
-// refuse returns why the policy does not let a version out, or nil. A version's
+// refuse returns why a version is not let out, or nil: it was withdrawn, or the
+// policy is against it. For the policy, a version's
 // age is that of its .info, which is asked for only where age matters; without
 // an answer the version counts as old, as the policy has it.
 func (m *Modules) refuse(ctx context.Context, path, version string) error {
+	if err := m.withdrawn(ctx, path, version); err != nil {
+		return err
+	}
 	if m.conf.Rules.Empty() {
 		return nil
 	}
