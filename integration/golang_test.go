@@ -201,6 +201,52 @@ func TestRealModules(t *testing.T) {
 	}
 }
 
+// TestRealModulesFromPeer: what one node has built, another builds without a byte
+// of an artifact from the upstream, and then without the upstream at all.
+func TestRealModulesFromPeer(t *testing.T) {
+	if testing.Short() {
+		t.Skip("downloads a hundred modules several times")
+	}
+	up := realModules(t)
+	config := node.Config{GoUpstream: up.URL, SumDB: up.Key, CargoUpstream: "sparse+" + up.URL + "/", PeerBudget: 5 * time.Second} // this machine may be busy
+	ca := config
+	ca.SwarmListen = "127.0.0.1:0"
+	a := startNode(t, t.TempDir(), ca)
+	first := newGoClient(t, a.URL()+"/go", up.Key, false)
+	first.run("mod", "download")
+	up.Asked()
+
+	dir := t.TempDir()
+	cb := config
+	cb.Peers = []string{a.SwarmAddr()}
+	b := startNode(t, dir, cb)
+	b.waitPeers(1)
+	second := newGoClient(t, b.URL()+"/go", up.Key, false)
+	second.run("mod", "download")
+	if second.goSum() != first.goSum() {
+		t.Error("go.sum differs")
+	}
+	asked := kinds(up.Asked())
+	t.Logf("the second node asked the upstream %v", asked)
+	if asked["zip"] > 0 {
+		t.Errorf("%d zips came from the upstream", asked["zip"])
+	}
+	if use := b.Status().Usage; use.Peer == 0 || use.Upstream > 0 || use.Failed > 0 {
+		t.Errorf("the second node's artifacts: %+v", use)
+	}
+
+	up.Stop()
+	b.stop()
+	cb.Peers = nil
+	b = startNode(t, dir, cb)
+	third := newGoClient(t, b.URL(), up.Key, false)
+	third.run("mod", "download")
+	if third.goSum() != first.goSum() {
+		t.Error("go.sum differs with the upstream stopped")
+	}
+	third.run("build", "./registry/sumdb")
+}
+
 // requests counts requests by kind.
 type requests map[string]int
 
