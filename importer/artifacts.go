@@ -22,7 +22,9 @@ type Artifacts struct {
 	// Open opens a file at its source. digest is that of the whole file. The
 	// error matches fs.ErrNotExist if the source has no such file.
 	Open func(ctx context.Context, h pkglog.Header, version string, digest artifact.Digest) (io.ReadCloser, error)
-	// Want chooses versions; nil means all. It may be called concurrently.
+	// Want chooses versions; nil means all that the source has: one that it does not
+	// have is no problem then, since caches hold some files only. It may be called
+	// concurrently.
 	Want func(h pkglog.Header, version string) bool
 }
 
@@ -39,6 +41,8 @@ func (a *Artifacts) Fetch(ctx context.Context, s *pkglog.State) ([]pkglog.Event,
 		}
 		info, err := a.fetch(ctx, h, v)
 		switch {
+		case a.Want == nil && errors.Is(err, fs.ErrNotExist):
+			continue
 		case ctx.Err() != nil:
 			return nil, nil, ctx.Err()
 		case errors.Is(err, artifact.ErrNoSpace):

@@ -29,6 +29,7 @@ type importFlags struct {
 	allowRemoval bool
 	listen       []string
 	peers        []string
+	lan          bool
 	cosigners    []string
 	quorum       int
 }
@@ -43,8 +44,9 @@ func (f *importFlags) add(cmd *cobra.Command) {
 	fl.Lookup("artifacts").NoOptDefVal = "all"
 	fl.IntVar(&f.workers, "workers", 0, "packages in work at a time (default: one for each processor)")
 	fl.BoolVar(&f.allowRemoval, "allow-removal", false, "let an index that lacks more than a tenth of the packages remove them")
-	fl.StringArrayVar(&f.listen, "swarm-listen", nil, "accept peers at `ADDR` while watching; may be repeated")
-	fl.StringArrayVar(&f.peers, "peer", nil, "connect to the peer at `ADDR` while watching; may be repeated")
+	fl.StringSliceVar(&f.listen, "swarm-listen", nil, "accept peers at `ADDR` while watching; may be repeated")
+	fl.StringSliceVar(&f.peers, "peer", nil, "connect to the peer at `ADDR` while watching; may be repeated")
+	fl.BoolVar(&f.lan, "lan", false, "announce the registry on the local network while watching")
 	fl.StringArrayVar(&f.cosigners, "cosigner", nil, "seed `FILE` of a further signer of the catalog; may be repeated")
 	fl.IntVar(&f.quorum, "quorum", 0, "how many of the signers must sign (default: the majority)")
 }
@@ -108,7 +110,7 @@ func (f *importFlags) run(ctx context.Context, s *streams, open func(*operator) 
 		return err
 	}
 	if f.watch {
-		return j.watch(ctx, srcs)
+		return j.seed(ctx, func(ctx context.Context) error { return j.watch(ctx, srcs) })
 	}
 	if j.problems > 0 {
 		return &exitError{exitPartly, fmt.Errorf("%d entries were not signed", j.problems), ""}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -55,13 +54,6 @@ func lockedVersions(path string) (map[string]bool, error) {
 		}
 	}
 	return want, nil
-}
-
-// openArtifacts opens the operator's artifact store, which shares its files
-// through the core store.
-func (op *operator) openArtifacts(data string) (err error) {
-	op.artifacts, err = artifact.Open(filepath.Join(data, "artifacts"), filepath.Join(data, "artifacts-db"), artifact.Options{Cores: artifact.InCoreStore(op.store)})
-	return err
 }
 
 // heartbeatEvery is how often a watching importer says that it is alive.

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -16,11 +18,13 @@ import (
 // A serveFlags holds what serve, and other commands that run a node, take.
 type serveFlags struct {
 	dirs
-	node      node.Config
-	diskCap   string
-	noLAN     bool
-	logLevel  string
-	logFormat string
+	node    node.Config
+	diskCap string
+	noLAN   bool
+
+	registries []string
+	logLevel   string
+	logFormat  string
 }
 
 func (f *serveFlags) add(cmd *cobra.Command) {
@@ -34,6 +38,7 @@ func (f *serveFlags) add(cmd *cobra.Command) {
 	fs.DurationVar(&f.node.IndexTTL, "index-ttl", 10*time.Minute, "`TIME` until an index answer is asked for again")
 	fs.BoolVar(&f.node.Offline, "offline", false, "never ask an upstream")
 	fs.StringVar(&f.diskCap, "disk-cap", "", "most `BYTES` of artifacts, such as 500GB (default: no bound)")
+	fs.StringSliceVar(&f.registries, "registry", nil, "registry `KEY` of an operator; several, and agree=N if N of them must agree, are separated by commas")
 	fs.StringVar(&f.node.SwarmListen, "swarm-listen", "", "`ADDRESS` for peers (default: peers are dialled only)")
 	fs.StringSliceVar(&f.node.Peers, "peer", nil, "`ADDRESS` of a peer, or a name that resolves to many; may be repeated")
 	fs.BoolVar(&f.node.LAN, "lan", true, "find peers on the local network")
@@ -62,6 +67,9 @@ func (f *serveFlags) config(s *streams) (node.Config, error) {
 		}
 		c.DiskCap = int64(n)
 	}
+	if err := f.addRegistries(&c); err != nil {
+		return c, err
+	}
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
 		return c, &exitError{exitUsage, fmt.Errorf("--log-level: %q is not a level", f.logLevel), "use debug, info, warn or error"}
@@ -76,6 +84,32 @@ func (f *serveFlags) config(s *streams) (node.Config, error) {
 		return c, &exitError{exitUsage, fmt.Errorf("--log-format: %q is not a format", f.logFormat), "use text or json"}
 	}
 	return c, nil
+}
+
+// addRegistries reads --registry.
+func (f *serveFlags) addRegistries(c *node.Config) error {
+	for _, v := range f.registries {
+		if n, ok := strings.CutPrefix(v, "agree="); ok {
+			agree, err := strconv.Atoi(n)
+			if err != nil || agree < 1 {
+				return &exitError{exitUsage, fmt.Errorf("--registry: agree=%s is not a number of operators", n), "write it as KEY,KEY,agree=2"}
+			}
+			c.Agree = agree
+			continue
+		}
+		if v == "any" {
+			continue
+		}
+		k, err := core.ParseKey(v)
+		if err != nil {
+			return &exitError{exitUsage, fmt.Errorf("--registry: %w", err), "a registry key has 52 characters; the operator's pkgswarm key show prints it"}
+		}
+		c.Registries = append(c.Registries, k)
+	}
+	if c.Agree > len(c.Registries) {
+		return &exitError{exitUsage, fmt.Errorf("--registry: agree=%d of %d operators", c.Agree, len(c.Registries)), "name at least as many registry keys"}
+	}
+	return nil
 }
 
 func newServeCommand(s *streams) *cobra.Command {

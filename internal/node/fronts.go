@@ -63,6 +63,9 @@ func (n *Node) openCargo() error {
 		c.Upstream = client
 		n.upstreamNames = append(n.upstreamNames, index)
 	}
+	if n.signed != nil {
+		c.Signed = n.signed
+	}
 	s := crates.New(c)
 	h := sparseindex.New(sparseindex.Config{
 		Index:        s,

@@ -57,6 +57,9 @@ func (n *Node) openGo() error {
 		}
 		mc.Sums, hc.SumDB = db, db
 	}
+	if n.signed != nil {
+		mc.Catalog = n.signed
+	}
 	hc.Modules = modules.New(mc)
 	n.fronts = append(n.fronts, front{name: "go", prefix: "/go/", h: goproxy.New(hc)})
 	return nil

@@ -11,12 +11,14 @@
 //
 // The state directory holds what must not be lost or rolled back: the identity
 // among peers (identity), the token for changes over HTTP (token), the newest
-// tree heads seen (heads/).
+// heads of catalogs and of the checksum database seen (heads/ and others).
 //
 // # Paths
 //
 //	/cargo/...            cargo's sparse registry; its crates under /cargo/dl/
 //	/go/..., and at the root all of /…/@v/…, /…/@latest, /sumdb/…   the GOPROXY
+//	/feeds/...            Atom feeds of the catalogs; see package feed
+//	/swarm                peers over WebSocket
 //	/api/v1/status        figures as JSON
 //	/metrics              for Prometheus
 //	/healthz /readyz      alive; able to serve
@@ -46,7 +48,9 @@ import (
 	"github.com/pkgswarm/pkgswarm/internal/httpguard"
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
 	"github.com/pkgswarm/pkgswarm/registry/exchange"
+	"github.com/pkgswarm/pkgswarm/registry/feed"
 	"github.com/pkgswarm/pkgswarm/registry/fetch"
+	"github.com/pkgswarm/pkgswarm/registry/signed"
 	"github.com/pkgswarm/pkgswarm/swarm"
 )
 
@@ -69,6 +73,9 @@ type Config struct {
 	Offline       bool          // never ask an upstream
 
 	DiskCap int64 // bytes of artifacts; 0: no bound
+
+	Registries []core.Key // operators' catalogs, in the order of preference
+	Agree      int        // how many operators must agree; 0 or 1: any will do
 
 	SwarmListen    string   // address for peers; empty: none
 	Peers          []string // addresses of peers
@@ -98,6 +105,7 @@ type Node struct {
 	artifacts *artifact.Store
 	exchange  *exchange.Exchange
 	fetcher   *fetch.Fetcher
+	signed    *signed.Registry // nil without an operator
 	fronts    []front
 	swarm     *swarm.Swarm
 	fleet     bool // peers are members of our fleet
@@ -328,6 +336,9 @@ func (n *Node) router() http.Handler {
 	r.Get("/api/v1/status", n.serveStatus)
 	r.Handle("/swarm", n.swarm.Handler())
 	n.mountDashboard(r)
+	if n.signed != nil {
+		r.Handle("/feeds/*", http.StripPrefix("/feeds", feed.Handler(signed.Feeds{Registry: n.signed})))
+	}
 	var modules http.Handler
 	for _, f := range n.fronts {
 		h := http.StripPrefix(strings.TrimSuffix(f.prefix, "/"), n.metrics.count(f.name, f.h))
@@ -412,6 +423,9 @@ func (n *Node) Run(ctx context.Context) error {
 func (n *Node) startLoops(ctx context.Context) {
 	n.loops.start(ctx, "artifacts", func(ctx context.Context) error { return n.artifacts.Run(ctx, scrubEvery) })
 	n.loops.start(ctx, "swarm", n.swarm.Run)
+	if n.signed != nil {
+		n.loops.start(ctx, "catalogs", n.signed.Run)
+	}
 	for _, f := range n.fronts {
 		for name, loop := range f.loops {
 			n.loops.start(ctx, f.name+" "+name, loop)

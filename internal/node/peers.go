@@ -10,7 +10,9 @@ import (
 
 	"github.com/pkgswarm/pkgswarm/core"
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
+	"github.com/pkgswarm/pkgswarm/registry/catalog"
 	"github.com/pkgswarm/pkgswarm/registry/exchange"
+	"github.com/pkgswarm/pkgswarm/registry/signed"
 	"github.com/pkgswarm/pkgswarm/swarm"
 	"github.com/pkgswarm/pkgswarm/swarm/protomux"
 	"github.com/pkgswarm/pkgswarm/swarm/replicate"
@@ -32,6 +34,17 @@ func (n *Node) openSwarm() error {
 		Open:   n.openShared,
 		Peers:  n.c.Peers,
 		Logger: n.log,
+		LAN:    n.c.LAN,
+		Topics: n.topics(),
+		OnConflict: func(e core.Evidence) {
+			n.log.Error("two signed histories of one core", "core", e.Key.Short())
+			if n.signed == nil {
+				return
+			}
+			if err := n.signed.Conflict(&e); err != nil {
+				n.log.Error("evidence not kept", "err", err)
+			}
+		},
 		Protocols: []swarm.Protocol{{Name: exchange.Protocol, Attach: func(m *protomux.Mux, p swarm.PeerInfo) error {
 			return n.exchange.Attach(m, exchange.PeerKey(p.Key), n.fleet)
 		}}},
@@ -54,6 +67,35 @@ func (n *Node) openSwarm() error {
 	}
 	n.closers = append(n.closers, n.swarm.Close)
 	n.openExchange(c.Token)
+	return n.openCatalogs()
+}
+
+// topics returns what the node is about: the catalogs or, with none, the public
+// ecosystems. They never name packages (SEC-63).
+func (n *Node) topics() []swarm.TopicID {
+	var topics []swarm.TopicID
+	for _, k := range n.c.Registries {
+		topics = append(topics, swarm.Topic(k.Discovery()))
+	}
+	if len(topics) == 0 {
+		topics = append(topics, swarm.NamedTopic("cargo"), swarm.NamedTopic("go"))
+	}
+	return topics
+}
+
+// openCatalogs makes the reader of the operators' catalogs, if there are any.
+func (n *Node) openCatalogs() error {
+	if len(n.c.Registries) == 0 {
+		return nil
+	}
+	memory, err := catalog.OpenMemory(filepath.Join(n.c.State, "heads"))
+	if err != nil {
+		return fmt.Errorf("remembered heads: %w", err)
+	}
+	n.signed = signed.New(signed.Config{
+		Peers:  &signed.Cores{Store: n.cores, Open: n.swarm.Open},
+		Memory: memory, Keys: n.c.Registries, Agree: n.c.Agree, Logger: n.log,
+	})
 	return nil
 }
 

@@ -334,6 +334,7 @@ func TestFetchAhead(t *testing.T) {
 		}
 		cancel()
 		<-done
+		synctest.Wait() // what was begun is kept on disk
 	})
 }
 

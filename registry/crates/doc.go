@@ -27,6 +27,7 @@
 package crates
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -75,6 +76,13 @@ type Upstream interface {
 	AddOrigin(rawURL string) error
 }
 
+// Signed has what operators have signed; a the catalogs' registry does.
+type Signed interface {
+	// CrateIndex returns the index file of a crate, whose name is in lower case, and
+	// whether it may be out of date. An error says nothing about the crate.
+	CrateIndex(ctx context.Context, name string) (body []byte, stale bool, err error)
+}
+
 // A Fetcher gets artifacts; a [fetch.Fetcher] is one.
 type Fetcher interface {
 	Fetch(ctx context.Context, a *fetch.Artifact) (*fetch.Body, error)
@@ -86,6 +94,7 @@ type Config struct {
 	// Index is the URL of the upstream's sparse index.
 	Index    string
 	Upstream Upstream // nil: offline
+	Signed   Signed   // asked before the upstream; nil: nobody
 	Fetcher  Fetcher
 	Cache    *filecache.Cache
 	TTL      time.Duration // 0: DefaultTTL
@@ -191,6 +200,44 @@ func (s *Crates) Index(ctx context.Context, name registry.CrateName) (*File, err
 }
 
 func (s *Crates) file(ctx context.Context, name registry.CrateName) (*File, error) {
+	if s.c.Signed == nil {
+		return s.unsigned(ctx, name)
+	}
+	f, err := s.signed(ctx, name)
+	if err == nil && !f.Stale {
+		return f, nil
+	}
+	u, err := s.unsigned(ctx, name)
+	if err != nil && f != nil && !errors.Is(err, upstream.ErrNotFound) {
+		return f, nil // stale, but signed
+	}
+	return u, err
+}
+
+// signed returns the file as operators have signed it.
+func (s *Crates) signed(ctx context.Context, name registry.CrateName) (*File, error) {
+	body, stale, err := s.c.Signed.CrateIndex(ctx, string(name))
+	if err != nil {
+		s.log.Debug("crate not in a catalog", "crate", name, "err", err)
+		return nil, err
+	}
+	if f, ok := s.memory.Get(name); ok && !stale && !f.Stale && bytes.Equal(f.Body, body) {
+		return f, nil
+	}
+	f, err := newFile(name, body)
+	if err != nil {
+		s.log.Warn("signed index file refused", "crate", name, "err", err)
+		return nil, err
+	}
+	f.Stale, f.checked = stale, time.Now()
+	if !stale {
+		s.memory.Add(name, f)
+	}
+	return f, nil
+}
+
+// unsigned returns the file as the upstream has it.
+func (s *Crates) unsigned(ctx context.Context, name registry.CrateName) (*File, error) {
 	if f, ok := s.memory.Get(name); ok && f.fresh(s.c.TTL) {
 		return f, nil
 	}

@@ -10,11 +10,11 @@ import (
 	"github.com/pkgswarm/pkgswarm/swarm/replicate"
 )
 
-// Cores opens the replicas of a store, which a replicator keeps up to date. It
-// is [Peers].
+// Cores opens the replicas of a store, which peers keep up to date. It is [Peers].
 type Cores struct {
-	Store      *core.Store
-	Replicator *replicate.Replicator
+	Store *core.Store
+	// Open begins to download a core; see [replicate.Replicator.Open].
+	Open func(replicate.Core, replicate.SessionOptions) (*replicate.Session, error)
 }
 
 // Replica opens the replica of a core, an empty one if it is new. It never takes
@@ -24,7 +24,7 @@ func (c *Cores) Replica(key core.Key) (Replica, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := c.Replicator.Open(k, replicate.SessionOptions{NoReorg: true, AllowPush: true})
+	s, err := c.Open(k, replicate.SessionOptions{NoReorg: true, AllowPush: true})
 	if err != nil {
 		k.Close()
 		return nil, translate(err)
