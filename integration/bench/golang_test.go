@@ -64,7 +64,7 @@ var goFiles = []struct{ name, path string }{
 }
 
 // BenchmarkGoWarm is goals P1, P2 and P3: answers that a node holds, against a Go
-// file server with the same files.
+// file server and nginx with the same files.
 func BenchmarkGoWarm(b *testing.B) {
 	up := goUpstream(b)
 	n := startNode(b, node.Config{GoUpstream: up.URL, SumDB: up.Key, CargoUpstream: "sparse+" + up.URL + "/"})
@@ -86,9 +86,13 @@ func BenchmarkGoWarm(b *testing.B) {
 		}
 	}
 	files := serve(b, http.FileServer(http.Dir(dir)))
+	ngx := nginx(b, dir)
 	for _, f := range goFiles {
 		b.Run(f.name+"/node", func(b *testing.B) { load(b, n.Addr().String(), "/go"+f.path) })
 		b.Run(f.name+"/fileserver", func(b *testing.B) { load(b, files, f.path) })
+		if ngx != "" {
+			b.Run(f.name+"/nginx", func(b *testing.B) { load(b, ngx, f.path) })
+		}
 	}
 }
 

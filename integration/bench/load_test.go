@@ -7,10 +7,15 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // loadConns is the number of connections that load uses.
@@ -89,4 +94,49 @@ func serve(b testing.TB, h http.Handler) string {
 	go s.Serve(ln)
 	b.Cleanup(func() { s.Close() })
 	return ln.Addr().String()
+}
+
+// nginx serves the files below dir with nginx until the benchmark ends, and
+// returns its address, or "" if nginx is not installed.
+func nginx(b testing.TB, dir string) string {
+	b.Helper()
+	bin, err := exec.LookPath("nginx")
+	if err != nil {
+		b.Log("SKIPPED, NOT MEASURED: nginx is not installed")
+		return ""
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0") // nginx cannot choose a port itself
+	if err != nil {
+		b.Fatal(err)
+	}
+	addr := ln.Addr().String()
+	ln.Close()
+	work := b.TempDir()
+	conf := filepath.Join(work, "nginx.conf")
+	text := fmt.Sprintf(`daemon off; user root; worker_processes auto; pid %[1]s/pid; error_log %[1]s/error;
+events { worker_connections 1024; }
+http { access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000000; client_body_temp_path %[1]s/c; proxy_temp_path %[1]s/p;
+fastcgi_temp_path %[1]s/f; uwsgi_temp_path %[1]s/u; scgi_temp_path %[1]s/s; open_file_cache max=1000; default_type text/plain;
+server { listen %[2]s; root %[3]s; } }
+`, work, addr, dir)
+	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
+		b.Fatal(err)
+	}
+	cmd := exec.Command(bin, "-c", conf, "-e", filepath.Join(work, "error"))
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		cmd.Wait()
+	})
+	for range 200 {
+		if conn, err := net.Dial("tcp", addr); err == nil {
+			conn.Close()
+			return addr
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	b.Fatal("nginx does not answer")
+	return ""
 }
