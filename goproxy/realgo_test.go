@@ -1,13 +1,19 @@
 package goproxy_test
 
 import (
+	"bytes"
+	"compress/gzip"
+	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
+
+	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/pkgswarm/pkgswarm/internal/goupstream"
 	"github.com/pkgswarm/pkgswarm/internal/testenv"
@@ -205,5 +211,95 @@ func TestRealGoToolchain(t *testing.T) {
 	}
 	if a := poisoned.get(t, "/golang.org/toolchain/@v/"+version+".zip", "Disable-Module-Fetch: true"); a.status == 200 {
 		t.Error("the poisoned toolchain was kept")
+	}
+}
+
+// TestRealGoFaults: whatever the upstream or its database do, go ends with the
+// right module or an error that is no absence, and builds when they are honest
+// again. The mirror is asked for what it does not hold.
+func TestRealGoFaults(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs the go command many times")
+	}
+	zips := func(f goupstream.Tamper) goupstream.Tamper { return onPath(".zip", f) }
+	lookups := func(change func(id int64, text, signed []byte) []byte) goupstream.Tamper {
+		return onPath("/lookup/", func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			rec := httptest.NewRecorder()
+			next.ServeHTTP(rec, r)
+			id, text, signed, err := tlog.ParseRecord(rec.Body.Bytes())
+			if err != nil {
+				t.Errorf("upstream's record: %v", err)
+			}
+			w.Write(change(id, text, signed))
+		})
+	}
+	record := func(id int64, text, signed []byte) []byte { return fmt.Appendf(nil, "%d\n%s\n%s", id, text, signed) }
+	for name, tamper := range map[string]goupstream.Tamper{
+		"500":    status(500),
+		"503":    status(503),
+		"429":    status(429),
+		"closed": func(http.ResponseWriter, *http.Request, http.Handler) { panic(http.ErrAbortHandler) },
+		"cut zip": zips(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			rec := httptest.NewRecorder()
+			next.ServeHTTP(rec, r)
+			w.Header().Set("Content-Length", fmt.Sprint(rec.Body.Len()))
+			w.Write(rec.Body.Bytes()[:rec.Body.Len()/2])
+		}),
+		"zip of another module": zips(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			r.URL.Path = "/example.com/a/v2/@v/v2.0.0.zip"
+			next.ServeHTTP(w, r)
+		}),
+		"gzip bomb": func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			w.Header().Set("Content-Encoding", "gzip")
+			z := gzip.NewWriter(w)
+			z.Write(make([]byte, 64<<20))
+			z.Close()
+		},
+		"redirect": func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			http.Redirect(w, r, "http://127.0.0.2:1"+r.URL.Path, http.StatusFound)
+		},
+		"changed record": lookups(func(id int64, text, signed []byte) []byte { return record(id, bytes.ToUpper(text), signed) }),
+		"another record": lookups(func(id int64, text, signed []byte) []byte { return record(id-1, text, signed) }),
+		"record 2^63-1":  lookups(func(_ int64, text, signed []byte) []byte { return record(1<<63-1, text, signed) }),
+		"broken signature": lookups(func(id int64, text, signed []byte) []byte {
+			return record(id, text, bytes.ReplaceAll(signed, []byte("— "), []byte("— x")))
+		}),
+		"empty record": onPath("/lookup/", func(http.ResponseWriter, *http.Request, http.Handler) {}),
+		"forged tiles": onPath("/tile/", func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			rec := httptest.NewRecorder()
+			next.ServeHTTP(rec, r)
+			b := rec.Body.Bytes()
+			b[len(b)-1] ^= 1
+			w.Write(b)
+		}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			up, dir := someModules(t), t.TempDir()
+			up.Tamper(tamper)
+			m := newMirror(t, up, mirrorConfig{dir: dir})
+			out, err := newClient(t, m.URL+",off", up.Key).try("get", "example.com/a@v1.0.0")
+			if err == nil {
+				t.Errorf("go succeeded: %s", out)
+			}
+			if strings.Contains(out, ": 404 ") || strings.Contains(out, "disabled by") {
+				t.Errorf("the fault became an absence: %s", out)
+			}
+			up.Tamper(nil)
+			m.stop()
+			m = newMirror(t, up, mirrorConfig{dir: dir})
+			newClient(t, m.URL, up.Key).run("get", "example.com/a@v1.0.0")
+		})
+	}
+}
+
+// onPath tampers with some requests only.
+func onPath(part string, f goupstream.Tamper) goupstream.Tamper {
+	return func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if strings.Contains(r.URL.Path, part) {
+			f(w, r, next)
+			return
+		}
+		next.ServeHTTP(w, r)
 	}
 }
