@@ -42,6 +42,9 @@ const (
 
 	// touchAfter is the age of a file's time of use at which a read renews it.
 	touchAfter = time.Hour
+
+	// leftoverAge is the age at which a half-written file is nobody's any more.
+	leftoverAge = time.Minute
 )
 
 // ErrMissing says that there is no entry. It matches [fs.ErrNotExist].
@@ -55,11 +58,16 @@ type Cache struct {
 
 	size     atomic.Int64 // of all entries, in bytes; grows by writing, exact after trimming
 	trimming sync.Mutex
+	started  time.Time
 	seq      atomic.Uint64
+
+	mu     sync.Mutex
+	closed bool
+	wg     sync.WaitGroup // trimming in the background
 }
 
-// Open opens the cache in dir, creating it if need be, and removes what a crash
-// left half-written. Beyond max bytes the entries used least recently go; 0 stands
+// Open opens the cache in dir, creating it if need be, and begins to remove what a
+// crash left half-written. Beyond max bytes the entries used least recently go; 0 stands
 // for no bound. Close it after use.
 func Open(dir string, max int64) (*Cache, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -69,13 +77,32 @@ func Open(dir string, max int64) (*Cache, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open cache: %w", err)
 	}
-	c := &Cache{root: root, max: max}
-	c.Trim()
+	c := &Cache{root: root, max: max, started: time.Now()}
+	c.trimSoon() // looking at all files may take a while
 	return c, nil
 }
 
 // Close releases the directory.
-func (c *Cache) Close() error { return c.root.Close() }
+func (c *Cache) Close() error {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.wg.Wait()
+	return c.root.Close()
+}
+
+// trimSoon trims in the background, unless that is being done.
+func (c *Cache) trimSoon() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed || !c.trimming.TryLock() {
+		return
+	}
+	c.wg.Go(func() {
+		defer c.trimming.Unlock()
+		c.trim()
+	})
+}
 
 // Get returns the data of an entry, owned by the caller. The error is
 // [ErrMissing] where there is none or it is damaged.
@@ -117,7 +144,7 @@ func (c *Cache) Put(key string, data []byte) error {
 		return fmt.Errorf("write cache entry: %w", err)
 	}
 	if n := c.size.Add(int64(len(b))); c.max > 0 && n > c.max {
-		c.Trim()
+		c.trimSoon()
 	}
 	return nil
 }
@@ -138,10 +165,13 @@ func (c *Cache) Remove(key string) { c.root.Remove(fileName(key)) }
 // Trim removes leftovers and, where the entries exceed the bound, the least
 // recently used down to nine tenths of it.
 func (c *Cache) Trim() {
-	if !c.trimming.TryLock() {
-		return
-	}
+	c.trimming.Lock()
 	defer c.trimming.Unlock()
+	c.trim()
+}
+
+// trim does the work of Trim. The caller holds trimming.
+func (c *Cache) trim() {
 	type entry struct {
 		name string
 		size int64
@@ -149,7 +179,7 @@ func (c *Cache) Trim() {
 	}
 	var entries []entry
 	var total int64
-	old := time.Now().Add(-time.Hour) // another process may be writing a newer one
+	before := c.size.Load()
 	fs.WalkDir(c.root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return nil
@@ -159,7 +189,7 @@ func (c *Cache) Trim() {
 			return nil
 		}
 		if strings.HasPrefix(name, "tmp-") {
-			if info.ModTime().Before(old) || strings.HasPrefix(name, "tmp-"+strconv.Itoa(os.Getpid())+"-") && c.seq.Load() == 0 {
+			if info.ModTime().Before(c.started.Add(-leftoverAge)) {
 				c.root.Remove(name)
 			}
 			return nil
@@ -179,7 +209,7 @@ func (c *Cache) Trim() {
 			}
 		}
 	}
-	c.size.Store(total)
+	c.size.Add(total - before) // what was written meanwhile may count twice, until the next time
 }
 
 func fileName(key string) string {

@@ -89,6 +89,7 @@ func TestDamage(t *testing.T) {
 
 func TestTrim(t *testing.T) {
 	c := open(t, t.TempDir(), 100_000)
+	c.wg.Wait()
 	for i := range 50 {
 		key := string(rune('a' + i))
 		if err := c.Put(key, make([]byte, 10_000)); err != nil {
@@ -97,6 +98,7 @@ func TestTrim(t *testing.T) {
 		when := time.Now().Add(time.Duration(i-1000) * time.Second)
 		c.root.Chtimes(fileName(key), when, when)
 	}
+	c.wg.Wait()
 	c.Trim()
 	held := 0
 	for i := range 50 {
@@ -109,6 +111,24 @@ func TestTrim(t *testing.T) {
 	}
 	if _, err := c.Get(string(rune('a' + 49))); err != nil {
 		t.Errorf("the newest entry is gone: %v", err)
+	}
+}
+
+// REL-2: a half-written file does not stay.
+func TestLeftovers(t *testing.T) {
+	dir := t.TempDir()
+	open(t, dir, 0).Put("k", []byte("v"))
+	left := filepath.Join(dir, "tmp-1-1")
+	os.WriteFile(left, []byte("half"), 0o600)
+	hourAgo := time.Now().Add(-time.Hour)
+	os.Chtimes(left, hourAgo, hourAgo)
+	c := open(t, dir, 0)
+	c.wg.Wait()
+	if _, err := os.Stat(left); err == nil {
+		t.Error("a leftover stays")
+	}
+	if _, err := c.Get("k"); err != nil {
+		t.Errorf("entry: %v", err)
 	}
 }
 
