@@ -64,9 +64,10 @@ func (n *Node) openCargo() error {
 		n.upstreamNames = append(n.upstreamNames, index)
 	}
 	if n.signed != nil {
-		c.Signed = n.signed
+		c.Signed = signedCrates{n.signed, n}
 	}
 	s := crates.New(c)
+	n.crates = s
 	h := sparseindex.New(sparseindex.Config{
 		Index:        s,
 		BaseURL:      func(r *http.Request) string { return n.scheme() + "://" + r.Host + "/cargo" },

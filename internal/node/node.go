@@ -47,6 +47,7 @@ import (
 	"github.com/pkgswarm/pkgswarm/goproxy"
 	"github.com/pkgswarm/pkgswarm/internal/httpguard"
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
+	"github.com/pkgswarm/pkgswarm/registry/crates"
 	"github.com/pkgswarm/pkgswarm/registry/exchange"
 	"github.com/pkgswarm/pkgswarm/registry/feed"
 	"github.com/pkgswarm/pkgswarm/registry/fetch"
@@ -106,6 +107,7 @@ type Node struct {
 	exchange  *exchange.Exchange
 	fetcher   *fetch.Fetcher
 	signed    *signed.Registry // nil without an operator
+	crates    *crates.Crates
 	fronts    []front
 	swarm     *swarm.Swarm
 	fleet     bool // peers are members of our fleet

@@ -375,8 +375,11 @@ func TestWrongTokenNotConnected(t *testing.T) { // SEC-27
 // TestStopUnderLoad: answers in flight complete, nothing is left behind. REL-12
 func TestStopUnderLoad(t *testing.T) {
 	u := newRegistry(t, 5_000_000, 5_000_000, 5_000_000)
-	u.delay = 200 * time.Millisecond
+	u.delay = 500 * time.Millisecond
 	n := start(t, config(t, u, t.TempDir()))
+	if _, _, err := n.get("/cargo/cr/at/crate00"); err != nil {
+		t.Fatal(err)
+	}
 	var wg sync.WaitGroup
 	for name := range u.crates {
 		for range 4 {
@@ -387,7 +390,12 @@ func TestStopUnderLoad(t *testing.T) {
 			})
 		}
 	}
-	for u.downloads() < 3 {
+	// Each client waits for a flight, which counts its users, or has its body.
+	inFlight := func() (users int) {
+		n.fetcher.EachFlight(func(_ string, clients int) { users += clients })
+		return users
+	}
+	for inFlight() < 12 {
 		time.Sleep(5 * time.Millisecond)
 	}
 	begin := time.Now()

@@ -38,6 +38,7 @@ func (n *Node) openSwarm() error {
 		Topics: n.topics(),
 		OnConflict: func(e core.Evidence) {
 			n.log.Error("two signed histories of one core", "core", e.Key.Short())
+			n.metrics.wrong.WithLabelValues("operator").Inc()
 			if n.signed == nil {
 				return
 			}
@@ -95,6 +96,7 @@ func (n *Node) openCatalogs() error {
 	n.signed = signed.New(signed.Config{
 		Peers:  &signed.Cores{Store: n.cores, Open: n.swarm.Open},
 		Memory: memory, Keys: n.c.Registries, Agree: n.c.Agree, Logger: n.log,
+		Refreshed: n.refreshed,
 	})
 	return nil
 }

@@ -8,15 +8,16 @@ import (
 
 // Status is what /api/v1/status answers. Fields are only ever added.
 type Status struct {
-	Version   string      `json:"version"`
-	Started   time.Time   `json:"started"`
-	Listen    string      `json:"listen"`
-	Ready     bool        `json:"ready"`
-	Offline   bool        `json:"offline"`
-	Upstreams []string    `json:"upstreams"`
-	Swarm     SwarmStatus `json:"swarm"`
-	Store     StoreStatus `json:"store"`
-	Usage     Usage       `json:"usage"` // since the start
+	Version    string           `json:"version"`
+	Started    time.Time        `json:"started"`
+	Listen     string           `json:"listen"`
+	Ready      bool             `json:"ready"`
+	Offline    bool             `json:"offline"`
+	Upstreams  []string         `json:"upstreams"`
+	Registries []RegistryStatus `json:"registries"`
+	Swarm      SwarmStatus      `json:"swarm"`
+	Store      StoreStatus      `json:"store"`
+	Usage      Usage            `json:"usage"` // since the start
 }
 
 // StoreStatus describes the artifact store.
@@ -51,13 +52,14 @@ type PeerStatus struct {
 func (n *Node) Status() Status {
 	st := n.artifacts.Stats()
 	return Status{
-		Version:   n.c.Version,
-		Started:   n.started.UTC().Truncate(time.Second),
-		Listen:    n.Addr().String(),
-		Ready:     !n.stopping.Load() && n.loops.broken() == "",
-		Offline:   n.c.Offline,
-		Upstreams: n.upstreams(),
-		Swarm:     n.swarmStatus(),
+		Version:    n.c.Version,
+		Started:    n.started.UTC().Truncate(time.Second),
+		Listen:     n.Addr().String(),
+		Ready:      !n.stopping.Load() && n.loops.broken() == "",
+		Offline:    n.c.Offline,
+		Upstreams:  n.upstreams(),
+		Registries: n.registryStatus(),
+		Swarm:      n.swarmStatus(),
 		Store: StoreStatus{
 			Dir: n.c.Data, Files: st.Files, Bytes: st.Bytes, Cap: st.Cap, Free: st.Free,
 			Damaged: st.Damaged, Evicted: st.Evicted,

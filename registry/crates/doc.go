@@ -316,6 +316,13 @@ func (s *Crates) renew(ctx context.Context, name registry.CrateName) (*File, err
 	return nil, err
 }
 
+// Expire makes the next request for a crate's index file ask for it again.
+func (s *Crates) Expire(name registry.CrateName) {
+	if f, ok := s.memory.Peek(name); ok {
+		s.memory.Add(name, &File{Body: f.Body, ETag: f.ETag, Lines: f.Lines, validators: f.validators})
+	}
+}
+
 // errAnswered marks errors that are the upstream's answer.
 var errAnswered = errors.New("answered by the upstream")
 

@@ -95,6 +95,22 @@ func (f *Fetcher) join(a *Artifact) (*flight, error) {
 	return fl, nil
 }
 
+// EachFlight calls f with the name of each artifact that is under way and the
+// number of clients that wait for it or are reading it.
+func (f *Fetcher) EachFlight(visit func(name string, clients int)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, fl := range f.flights {
+		fl.mu.Lock()
+		n := fl.users
+		if !fl.ended {
+			n-- // run
+		}
+		fl.mu.Unlock()
+		visit(fl.a.Name, n)
+	}
+}
+
 // update changes the flight's state under its lock and wakes all who watch.
 func (fl *flight) update(change func()) {
 	fl.mu.Lock()
