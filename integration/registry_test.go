@@ -1,0 +1,262 @@
+package integration
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/hex"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/pkgswarm/pkgswarm/core"
+	"github.com/pkgswarm/pkgswarm/internal/cargoupstream"
+	"github.com/pkgswarm/pkgswarm/internal/goupstream"
+	"github.com/pkgswarm/pkgswarm/internal/node"
+	"github.com/pkgswarm/pkgswarm/internal/testenv"
+)
+
+var program struct {
+	sync.Once
+	path string
+	out  []byte
+	err  error
+}
+
+// buildProgram builds the command once.
+func buildProgram(t testing.TB) string {
+	t.Helper()
+	program.Do(func() {
+		dir, err := os.MkdirTemp("", "pkgswarm-test-")
+		if err != nil {
+			program.err = err
+			return
+		}
+		program.path = filepath.Join(dir, "pkgswarm")
+		cmd := exec.Command("go", "build", "-o", program.path, "github.com/pkgswarm/pkgswarm/cmd/pkgswarm")
+		program.out, program.err = cmd.CombinedOutput()
+	})
+	if program.err != nil {
+		t.Fatalf("go build: %v\n%s", program.err, program.out)
+	}
+	return program.path
+}
+
+// An operator runs the command in directories of its own.
+type operator struct {
+	t    testing.TB
+	prog string
+	dir  string
+	key  core.Key
+}
+
+func newOperator(t testing.TB) *operator {
+	t.Helper()
+	o := &operator{t: t, prog: buildProgram(t), dir: t.TempDir()}
+	o.key = parseKey(t, strings.TrimSpace(o.run("key", "new")))
+	return o
+}
+
+func (o *operator) command(ctx context.Context, args ...string) *exec.Cmd {
+	args = append(args, "--data", filepath.Join(o.dir, "data"), "--state", filepath.Join(o.dir, "state"))
+	cmd := exec.CommandContext(ctx, o.prog, args...)
+	cmd.Env = append(os.Environ(), "PKGSWARM_CONFIG=", "NO_PROXY=127.0.0.1", "no_proxy=127.0.0.1")
+	return cmd
+}
+
+func (o *operator) run(args ...string) string {
+	o.t.Helper()
+	var out, errs bytes.Buffer
+	cmd := o.command(o.t.Context(), args...)
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		o.t.Fatalf("pkgswarm %s: %v\n%s%s", strings.Join(args, " "), err, &out, &errs)
+	}
+	return out.String()
+}
+
+var seedingAt = regexp.MustCompile(`seeding registry \S+ on (\S+)`)
+
+// watch runs an import with --watch and returns the address at which it seeds.
+func (o *operator) watch(args ...string) (addr string, stop func()) {
+	o.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := o.command(ctx, append(args, "--watch", "--every", "1h", "--swarm-listen", "127.0.0.1:0")...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 20 * time.Second
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		o.t.Fatal(err)
+	}
+	lines := bufio.NewScanner(stderr)
+	var said []string
+	for addr == "" && lines.Scan() {
+		said = append(said, lines.Text())
+		if m := seedingAt.FindStringSubmatch(lines.Text()); m != nil {
+			addr = m[1]
+		}
+	}
+	go io.Copy(io.Discard, stderr)
+	stop = sync.OnceFunc(func() {
+		cancel()
+		cmd.Wait()
+	})
+	o.t.Cleanup(stop)
+	if addr == "" {
+		o.t.Fatalf("pkgswarm %s: no address in %q", strings.Join(args, " "), said)
+	}
+	return addr, stop
+}
+
+func httpGet(t testing.TB, url string) []byte {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != 200 {
+		t.Fatalf("%s: %s, %v\n%s", url, resp.Status, err, b)
+	}
+	return b
+}
+
+// crateNames returns the names that a Cargo.lock takes from a registry.
+func crateNames(lock string) []string {
+	var names []string
+	for _, p := range strings.Split(lock, "[[package]]")[1:] {
+		if strings.Contains(p, "\nsource = ") {
+			_, rest, _ := strings.Cut(p, `name = "`)
+			name, _, _ := strings.Cut(rest, `"`)
+			names = append(names, strings.ToLower(name))
+		}
+	}
+	return names
+}
+
+func cratePath(name string) string {
+	switch len(name) {
+	case 1:
+		return "1/" + name
+	case 2:
+		return "2/" + name
+	case 3:
+		return "3/" + name[:1] + "/" + name
+	}
+	return name[:2] + "/" + name[2:4] + "/" + name
+}
+
+// TestRegistryCargo: an operator imports real crates; a seeder and then a fresh
+// node behind it serve them to the real cargo with the upstream stopped, and a
+// program in JavaScript reads them that knows the registry key and an address.
+func TestRegistryCargo(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs cargo")
+	}
+	up := realCrates(t)
+	direct := newCargoClient(t, up.Index(), false)
+	direct.run("fetch")
+	names := crateNames(direct.lock())
+	files := make(map[string][]byte)
+	index := strings.TrimPrefix(up.Index(), "sparse+")
+	for _, n := range names {
+		files[n] = httpGet(t, index+cratePath(n))
+	}
+
+	o := newOperator(t)
+	source := []string{"import", "cargo", filepath.Join(direct.dir, "Cargo.lock"), "--index", up.Index(), "--artifacts"}
+	t.Log(o.run(source...))
+	again := o.run(source...)
+	if !strings.Contains(again, " 0 changed") || !strings.Contains(again, " 0 blocks signed") {
+		t.Errorf("a second run signed something: %s", again)
+	}
+	addr, stopOperator := o.watch(source...)
+	up.Stop()
+
+	a, urlA := signedNode(t, up, nil, o.key, addr)
+	ca := newCargoClient(t, urlA, true)
+	ca.run("fetch", "--locked")
+	stopOperator()
+
+	b, urlB := signedNode(t, up, nil, o.key, a.SwarmAddr())
+	cb := newCargoClient(t, urlB, false)
+	cb.run("fetch")
+	if cb.lock() != direct.lock() {
+		t.Error("Cargo.lock differs from the upstream's")
+	}
+	for n, want := range files {
+		if got := httpGet(t, strings.TrimPrefix(urlB, "sparse+")+cratePath(n)); !bytes.Equal(got, want) {
+			t.Errorf("index file of %s differs from the upstream's", n)
+		}
+	}
+	cb.write("Cargo.toml", "[package]\nname = \"sample\"\nversion = \"0.1.0\"\nedition = \"2021\"\n[dependencies]\nitoa = \"1\"\n")
+	cb.write("src/main.rs", `fn main() { println!("{}", itoa::Buffer::new().format(42)) }`)
+	if out := cb.run("run", "-q"); !strings.Contains(out, "42") {
+		t.Errorf("cargo run: %s", out)
+	}
+	if feed := string(httpGet(t, b.URL()+"/feeds/cargo/serde.atom")); !strings.Contains(feed, "serde 1.0.") {
+		t.Errorf("feed of serde:\n%.500s", feed)
+	}
+	if feed := string(httpGet(t, b.URL()+"/feeds/registry.atom")); strings.Count(feed, "<entry>") < 50 {
+		t.Errorf("feed of the registry:\n%.500s", feed)
+	}
+	t.Run("JavaScript", func(t *testing.T) { testRegistryJS(t, o.key, a.SwarmAddr(), files) })
+}
+
+// signedNode runs a node whose index comes from an operator's catalog.
+func signedNode(t testing.TB, up *cargoupstream.Server, goUp *goupstream.Server, key core.Key, peer string) (*runningNode, string) {
+	t.Helper()
+	c := node.Config{
+		Registries: []core.Key{key}, Peers: []string{peer}, SwarmListen: "127.0.0.1:0", PeerBudget: 5 * time.Second,
+		CargoUpstream: "off", GoUpstream: "off", SumDB: "off",
+	}
+	if up != nil {
+		c.CargoUpstream = up.Index()
+	}
+	if goUp != nil {
+		c.GoUpstream, c.SumDB = goUp.URL, goUp.Key
+	}
+	n := startNode(t, t.TempDir(), c)
+	n.waitPeers(1)
+	return n, "sparse+" + n.URL() + "/cargo/"
+}
+
+func testRegistryJS(t *testing.T, key core.Key, addr string, files map[string][]byte) {
+	js := testenv.StartNode(t, "registry.mjs", key.String(), addr)
+	var names []string
+	js.MustCall(t, "list", nil, &names)
+	if len(names) != len(files) {
+		t.Errorf("%d packages listed, want %d", len(names), len(files))
+	}
+	var log struct {
+		Package, File string
+		Artifacts     []struct{ Version, Key, Digest string }
+	}
+	js.MustCall(t, "log", "cargo/serde", &log)
+	if file, _ := hex.DecodeString(log.File); !bytes.Equal(file, files["serde"]) || log.Package != "serde" {
+		t.Errorf("index file of %s read from JavaScript differs", log.Package)
+	}
+	if len(log.Artifacts) == 0 {
+		t.Fatal("no artifact of serde")
+	}
+	var got struct {
+		SHA256     string
+		ByteLength int
+	}
+	a := log.Artifacts[0]
+	js.MustCall(t, "artifact", a.Key, &got)
+	if got.SHA256 != a.Digest {
+		t.Errorf("artifact of serde %s hashes to %s, want %s", a.Version, got.SHA256, a.Digest)
+	}
+}
