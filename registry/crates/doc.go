@@ -47,6 +47,7 @@ import (
 	"github.com/pkgswarm/pkgswarm/registry"
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
 	"github.com/pkgswarm/pkgswarm/registry/fetch"
+	"github.com/pkgswarm/pkgswarm/registry/policy"
 	"github.com/pkgswarm/pkgswarm/registry/upstream"
 	"golang.org/x/sync/singleflight"
 )
@@ -99,7 +100,11 @@ type Config struct {
 	Cache    *filecache.Cache
 	TTL      time.Duration // 0: DefaultTTL
 	NoAhead  bool          // do not fetch ahead
-	Logger   *slog.Logger  // nil discards
+	// Rules say which versions are handed out; with DryRun what they would refuse is
+	// logged only. A refusal is a [policy.Refusal].
+	Rules  policy.Rules
+	DryRun bool
+	Logger *slog.Logger // nil discards
 }
 
 // Crates has the crates of one registry. Its methods may be called concurrently.
@@ -193,7 +198,10 @@ func decodeFile(name registry.CrateName, b []byte) (*File, error) {
 // [upstream.ErrNotFound] if the upstream says that there is none.
 func (s *Crates) Index(ctx context.Context, name registry.CrateName) (*File, error) {
 	f, err := s.file(ctx, name)
-	if err == nil {
+	if err != nil {
+		return nil, err
+	}
+	if f, err = s.allowed(name, f); err == nil {
 		s.lookAhead(f, 0)
 	}
 	return f, err
@@ -370,6 +378,9 @@ func (s *Crates) Crate(ctx context.Context, name registry.CrateName, version str
 	lines, err := s.version(ctx, name, version)
 	if err != nil {
 		return nil, err
+	}
+	if r := s.refuse(lines[0]); r != nil {
+		return nil, r
 	}
 	a := &fetch.Artifact{
 		Name:     fmt.Sprintf("%s-%s.crate", lines[0].Name, version),

@@ -1,0 +1,44 @@
+package crates
+
+import (
+	"time"
+
+	"github.com/pkgswarm/pkgswarm/registry"
+	"github.com/pkgswarm/pkgswarm/registry/policy"
+)
+
+// refuse returns why the policy does not let a version out, or nil.
+func (s *Crates) refuse(l registry.CargoLine) *policy.Refusal {
+	published, _ := time.Parse(time.RFC3339, l.PubTime) // a time that cannot be read is none
+	r := s.c.Rules.Refuse(l.Name, l.Vers, published, time.Now())
+	if r != nil && s.c.DryRun {
+		s.log.Info("would be refused", "crate", l.Name, "version", l.Vers, "rule", r.Rule)
+		return nil
+	}
+	return r
+}
+
+// allowed returns f without the versions that the policy refuses: f itself if there
+// are none, so that it stays byte for byte the upstream's.
+func (s *Crates) allowed(name registry.CrateName, f *File) (*File, error) {
+	if s.c.Rules.Empty() {
+		return f, nil
+	}
+	var body []byte
+	left := 0
+	for _, l := range f.Lines {
+		if s.refuse(l) == nil {
+			body = append(append(body, l.Raw...), '\n')
+			left++
+		}
+	}
+	if left == len(f.Lines) {
+		return f, nil
+	}
+	g, err := newFile(name, body)
+	if err != nil {
+		return nil, err
+	}
+	g.Stale = f.Stale
+	return g, nil
+}
