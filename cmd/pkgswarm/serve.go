@@ -128,6 +128,9 @@ them to peers. Point cargo and go at it with pkgswarm setup.`,
 			if err != nil {
 				return err
 			}
+			if c.Policy, err = readPolicy(cmd); err != nil {
+				return err
+			}
 			c.Summary = func(u node.Usage) { fmt.Fprintln(s.err, u.String()) }
 			n, err := openNode(c)
 			if err != nil {

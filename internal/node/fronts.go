@@ -52,7 +52,8 @@ func (n *Node) openCargo() error {
 	if err != nil {
 		return err
 	}
-	c := crates.Config{Index: index, Fetcher: n.fetcher, Cache: cache, TTL: n.c.IndexTTL, Logger: n.log}
+	c := crates.Config{Index: index, Fetcher: n.fetcher, Cache: cache, TTL: n.c.IndexTTL,
+		Rules: n.c.Policy.Cargo, DryRun: n.c.Policy.DryRun, Logger: n.log}
 	if !n.c.Offline {
 		origins.Scopes, origins.UserAgent, origins.Logger = scopes, n.userAgent(), n.log
 		client, err := upstream.New(origins)

@@ -51,6 +51,7 @@ import (
 	"github.com/pkgswarm/pkgswarm/registry/exchange"
 	"github.com/pkgswarm/pkgswarm/registry/feed"
 	"github.com/pkgswarm/pkgswarm/registry/fetch"
+	"github.com/pkgswarm/pkgswarm/registry/policy"
 	"github.com/pkgswarm/pkgswarm/registry/signed"
 	"github.com/pkgswarm/pkgswarm/swarm"
 )
@@ -72,6 +73,8 @@ type Config struct {
 	Private       []string      // patterns as in GOPRIVATE, beside those of the machine's go
 	IndexTTL      time.Duration // until an index answer is revalidated; 0: 10 minutes
 	Offline       bool          // never ask an upstream
+
+	Policy policy.Config // which versions are handed out
 
 	DiskCap int64 // bytes of artifacts; 0: no bound
 
