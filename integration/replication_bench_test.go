@@ -3,6 +3,8 @@ package integration
 import (
 	"fmt"
 	"net"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -205,4 +207,60 @@ func BenchmarkColdGet(b *testing.B) {
 			b.ReportMetric(took.Seconds()/float64(b.N)/rtt.Seconds(), "round-trips")
 		})
 	}
+}
+
+// A countingConn counts what is written.
+type countingConn struct {
+	net.Conn
+	written *atomic.Int64
+}
+
+func (c countingConn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	c.written.Add(int64(n))
+	return n, err
+}
+
+// BenchmarkSwarm is goal S1: one seed and four peers that download 200 MB from
+// it and from each other, all in this process.
+func BenchmarkSwarm(b *testing.B) {
+	const count, size = 3200, 64 << 10
+	seed := newPeer(b)
+	w := seed.named("log")
+	appendNumbered(b, w, count, size)
+	var sent atomic.Int64
+	var used time.Duration
+	for b.Loop() {
+		b.StopTimer()
+		var peers []*peer
+		for range 4 {
+			peers = append(peers, newPeer(b))
+		}
+		b.StartTimer()
+		before := cpu()
+		for i, p := range peers {
+			ours, theirs := net.Pipe()
+			p.wg.Go(func() { p.serve(ours, secretstream.Client) })
+			seed.wg.Go(func() { seed.serve(countingConn{theirs, &sent}, secretstream.Server) })
+			for _, q := range peers[:i] {
+				p.connect(q.port())
+			}
+		}
+		var all sync.WaitGroup
+		for _, p := range peers {
+			_, s := p.open(w.Key())
+			all.Go(func() {
+				if _, err := s.Update(b.Context()); err != nil {
+					b.Error(err)
+				}
+				if err := s.Download(b.Context(), 0, count); err != nil {
+					b.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		used += cpu() - before
+	}
+	b.ReportMetric(float64(sent.Load())/float64(b.N)/(count*size), "copies")
+	b.ReportMetric(used.Seconds()/float64(b.N), "cpu-s")
 }

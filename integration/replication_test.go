@@ -54,7 +54,7 @@ func newPeer(t testing.TB) *peer {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &peer{t: t, store: store, key: key, ctx: ctx, ln: ln}
-	p.r = replicate.New(replicate.Config{Extensions: map[string]replicate.Extension{
+	p.r = replicate.New(replicate.Config{Self: replicate.PeerID(key.Public().(ed25519.PublicKey)), Extensions: map[string]replicate.Extension{
 		bee.ExtensionName: remotebee.Extension(),
 	}, Open: func(_ context.Context, dk core.DiscoveryKey) (replicate.Core, func(), error) {
 		c, err := store.ByDiscovery(dk)

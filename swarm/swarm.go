@@ -191,6 +191,7 @@ func New(c Config) (*Swarm, error) {
 		s.listeners = append(s.listeners, ln)
 	}
 	s.replicator = replicate.New(replicate.Config{
+		Self: replicate.PeerID(s.self),
 		Open: c.Open, OnConflict: c.OnConflict, Extensions: c.Extensions,
 		UploadRate: c.UploadRate, DownloadRate: c.DownloadRate, Logger: s.log,
 	})

@@ -1,6 +1,7 @@
 package replicate
 
 import (
+	"encoding/binary"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -322,53 +323,115 @@ func (f *feed) nextOf(p *peer, w *chunk) (uint64, bool) {
 	}
 }
 
-// takeChunk gives p a chunk of d to work on: of those it can bring something
-// of, for a peer that has everything the one that the fewest others have.
+// takeChunk gives p a chunk of d to work on, of those it can bring something of.
+//
+// Of a peer that has everything we take what no other peer has, and of that what
+// falls to us: nodes that download the same from the same seed each fetch another
+// part of it there, and the rest from each other. Only when nothing else comes
+// is it asked for the rest, too.
 func (f *feed) takeChunk(p *peer, d *download) bool {
-	best, bestOthers := -1, 0
+	seed := p.have.contiguous >= p.length
+	var rivals []PeerID
+	if seed && !d.linear {
+		rivals = f.rivals(p)
+	}
 	start := 0
 	if n := len(d.pending); n > maxExamined && !d.linear {
 		start = rand.IntN(n)
 	}
+	second := -1 // the best of those that others could bring
 	for k := 0; k < min(len(d.pending), maxExamined); k++ {
 		i := (start + k) % len(d.pending)
 		w := &d.pending[i]
 		first := f.absent(w.first, w.end)
-		if first >= w.end {
-			d.pending = slices.Delete(d.pending, i, i+1) // there already
-			if i < best {
-				best--
+		switch {
+		case first >= w.end: // there already
+			d.pending = slices.Delete(d.pending, i, i+1)
+			if i < second {
+				second--
 			}
 			k--
-			if len(d.pending) == 0 {
-				break
-			}
-			continue
-		}
-		if !f.canBring(p, first, w.end) {
+		case !f.canBring(p, first, w.end):
 			f.wantPage(p, first)
-			continue
-		}
-		others := 0
-		for _, q := range f.peers {
-			if q != p && q.have.has(first) && f.usable(q) {
-				others++
-			}
-		}
-		if best < 0 || others < bestOthers && p.have.contiguous >= p.length {
-			best, bestOthers = i, others
-		}
-		if d.linear || others == 0 || p.have.contiguous < p.length {
-			break
+		case len(rivals) == 0 || f.falls(w.first, rivals) && !f.elsewhere(p, first):
+			p.helped = 0
+			return f.take(p, d, i)
+		case second < 0:
+			second = i
 		}
 	}
-	if best < 0 || best >= len(d.pending) {
+	if second < 0 || second >= len(d.pending) {
 		return false
 	}
-	p.work = d.pending[best]
+	if !p.mayHelp() {
+		f.arm() // tick asks again
+		return false
+	}
+	return f.take(p, d, second)
+}
+
+func (f *feed) take(p *peer, d *download, i int) bool {
+	p.work = d.pending[i]
 	p.work.next = p.work.first
-	d.pending = slices.Delete(d.pending, best, best+1)
+	d.pending = slices.Delete(d.pending, i, i+1)
 	return true
+}
+
+// helpAfter is how long a seed must have been idle before it is asked for what
+// should come from others.
+const helpAfter = 200 * time.Millisecond
+
+// maxHelp bounds the chunks that a seed is then asked for at once.
+const maxHelp = 8
+
+// mayHelp says whether p, a seed, may be asked for a chunk that others could
+// bring: after a pause, and for more each time, as they seem to be slow.
+func (p *peer) mayHelp() bool {
+	if p.help == 0 {
+		if len(p.inFlight) > 0 || time.Since(p.heard) < helpAfter {
+			return false
+		}
+		p.helped = min(2*p.helped+1, maxHelp)
+		p.help = p.helped
+	}
+	p.help--
+	return true
+}
+
+// rivals returns the peers other than p that download the core as we do.
+func (f *feed) rivals(p *peer) []PeerID {
+	var ids []PeerID
+	for _, q := range f.peers {
+		if q != p && q.downloading && q.have.contiguous < f.tree.Length && f.usable(q) && !q.stalled {
+			ids = append(ids, q.c.id)
+		}
+	}
+	return ids
+}
+
+// falls says whether the chunk that begins at first is ours to fetch from a
+// seed, rather than one of the rivals': whoever has the lowest hash of both.
+func (f *feed) falls(first uint64, rivals []PeerID) bool {
+	ours := lot(first, f.r.cfg.Self)
+	for _, id := range rivals {
+		if lot(first, id) < ours {
+			return false
+		}
+	}
+	return true
+}
+
+// lot mixes a block number and a peer. Keys are random already.
+func lot(first uint64, id PeerID) uint64 {
+	x := binary.LittleEndian.Uint64(id[:]) ^ first*0x9e3779b97f4a7c15
+	x ^= x >> 32
+	x *= 0xd6e8feb86659fd93
+	return x ^ x>>32
+}
+
+// elsewhere says whether a peer other than p has block i.
+func (f *feed) elsewhere(p *peer, i uint64) bool {
+	return slices.ContainsFunc(f.peers, func(q *peer) bool { return q != p && q.have.has(i) && f.usable(q) })
 }
 
 // canBring says whether p has a block of [lo, hi) that is neither stored nor in
@@ -390,6 +453,9 @@ func (f *feed) canBring(p *peer, lo, hi uint64) bool {
 func (f *feed) askAgain(p *peer) bool {
 	if len(f.blocks) == 0 || len(f.blocks) > 2*maxInFlight || p.stalled || len(p.inFlight) > 16 {
 		return false
+	}
+	if slices.ContainsFunc(f.ranges, func(d *download) bool { return len(d.pending) > 0 }) {
+		return false // not the end yet
 	}
 	now := time.Now()
 	need := max(2*p.c.roundTrip(), 20*time.Millisecond)

@@ -53,6 +53,7 @@ func newNodeWith(t *testing.T, id byte, cfg Config, cores ...*memCore) *node {
 		defer n.mu.Unlock()
 		n.conflicts = append(n.conflicts, e)
 	}
+	cfg.Self = n.id
 	n.r = New(cfg)
 	return n
 }

@@ -56,6 +56,8 @@ type peer struct {
 	blamed   error               // the wrong proof
 	stalled  bool
 	work     chunk               // what it downloads of a range
+	help     int                 // chunks it may be asked for now though others could bring them
+	helped   int                 // what help began with the last time
 	promised map[uint64]*request // tree nodes that answers in flight will bring
 
 	checked   uint64    // our histories are known to agree up to this length

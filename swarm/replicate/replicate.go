@@ -79,6 +79,10 @@ var _ Core = (*core.Core)(nil)
 
 // Config configures a Replicator. Its zero value serves nothing.
 type Config struct {
+	// Self is our own identity, as peers see it. It decides which part of a core
+	// falls to us when several nodes download it from the same seed.
+	Self PeerID
+
 	// Open returns the core of that discovery key if it is to be served. The
 	// error matches fs.ErrNotExist if there is none. The replicator calls
 	// release when it no longer uses the core. Nil serves only cores with a
