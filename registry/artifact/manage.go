@@ -53,6 +53,8 @@ func (s *Store) makeRoom(n int64) error {
 	if err := s.opts.step("room"); err != nil {
 		return spaceError(err)
 	}
+	s.roomMu.Lock()
+	defer s.roomMu.Unlock()
 	over := func() bool { return s.over(n) }
 	if over() {
 		if err := s.flushTouched(); err != nil {
@@ -66,6 +68,7 @@ func (s *Store) makeRoom(n int64) error {
 		}
 	}
 	s.mu.Lock()
+	s.pending += n
 	s.reserved += n
 	s.mu.Unlock()
 	return nil
@@ -77,9 +80,9 @@ func (s *Store) over(n int64) bool {
 	stored := s.totals.bytes
 	s.totalsMu.Unlock()
 	s.mu.Lock()
-	reserved := s.reserved
+	pending, reserved := s.pending, s.reserved
 	s.mu.Unlock()
-	if s.opts.Cap > 0 && stored+reserved+n > s.opts.Cap {
+	if s.opts.Cap > 0 && stored+pending+n > s.opts.Cap {
 		return true
 	}
 	if s.opts.MinFree < 0 {

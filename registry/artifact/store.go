@@ -97,10 +97,13 @@ type Store struct {
 	totalsMu sync.Mutex // guards totals, and batches that change it
 	totals   totals
 
+	roomMu sync.Mutex // serializes makeRoom; taken before all others
+
 	mu       sync.Mutex
 	held     map[Sum]int       // files handed out and not closed
 	touched  map[Sum]time.Time // last requests not yet in the database
-	reserved int64             // bytes that open writers may still write
+	pending  int64             // bytes of open writers, written or reserved: they count for the cap
+	reserved int64             // bytes that open writers may still write: they count for the free space
 	damaged  uint64            // files found damaged, since Open
 	evicted  uint64            // files evicted, since Open
 

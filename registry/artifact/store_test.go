@@ -607,8 +607,8 @@ func TestConcurrent(t *testing.T) {
 	if st := s.Stats(); st.Bytes > 4000 {
 		t.Errorf("%d bytes stored, above the cap", st.Bytes)
 	}
-	if len(s.held) != 0 || s.reserved != 0 {
-		t.Errorf("held %v, reserved %d after all work", s.held, s.reserved)
+	if len(s.held) != 0 || s.reserved != 0 || s.pending != 0 {
+		t.Errorf("held %v, reserved %d, pending %d after all work", s.held, s.reserved, s.pending)
 	}
 	if runtime.GOOS == "linux" {
 		if fi, _ := os.Stat(s.dir); fi.Mode().Perm() != 0o700 { // SEC-57

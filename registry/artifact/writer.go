@@ -27,7 +27,8 @@ type Writer struct {
 	f        *os.File
 	name     string // under the root
 	size     atomic.Int64
-	reserved int64 // bytes still reserved in s
+	pending  int64 // bytes counted in s.pending
+	reserved int64 // bytes of these not yet written
 	sha      hash.Hash
 	b3       *blake3.Hasher
 	verified *Digest // what Verify has proven, until more is written
@@ -65,16 +66,18 @@ func (w *Writer) reserve(n int64) error {
 	if err := w.s.makeRoom(n); err != nil {
 		return err
 	}
+	w.pending += n
 	w.reserved += n
 	return nil
 }
 
-// release gives back what is reserved and not written.
+// release gives back what is reserved.
 func (w *Writer) release() {
 	w.s.mu.Lock()
+	w.s.pending -= w.pending
 	w.s.reserved -= w.reserved
 	w.s.mu.Unlock()
-	w.reserved = 0
+	w.pending, w.reserved = 0, 0
 }
 
 // Write appends p to the file. The error matches ErrNoSpace when the disk is full.
@@ -131,7 +134,10 @@ func (w *Writer) Adopt() error {
 			return fmt.Errorf("adopt artifact file: %w", err)
 		}
 	}
-	w.release()
+	w.s.mu.Lock()
+	w.s.reserved -= w.reserved
+	w.s.mu.Unlock()
+	w.reserved = 0
 	w.size.Store(fi.Size())
 	return nil
 }
@@ -198,6 +204,7 @@ func (w *Writer) Commit(want Digest, private bool) (Info, error) {
 		}
 	}
 	info, err := w.s.place(w, rec)
+	w.release() // counted as stored now
 	if err != nil {
 		return Info{}, spaceError(fmt.Errorf("store artifact %v: %w", rec.SHA256, err))
 	}
