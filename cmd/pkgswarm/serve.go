@@ -20,6 +20,7 @@ type serveFlags struct {
 	dirs
 	node    node.Config
 	diskCap string
+	minFree string
 	noLAN   bool
 
 	registries []string
@@ -38,6 +39,7 @@ func (f *serveFlags) add(cmd *cobra.Command) {
 	fs.DurationVar(&f.node.IndexTTL, "index-ttl", 10*time.Minute, "`TIME` until an index answer is asked for again")
 	fs.BoolVar(&f.node.Offline, "offline", false, "never ask an upstream")
 	fs.StringVar(&f.diskCap, "disk-cap", "", "most `BYTES` of artifacts, such as 500GB (default: no bound)")
+	fs.StringVar(&f.minFree, "min-free", "256MiB", "`BYTES` of free disk space to leave alone")
 	fs.StringSliceVar(&f.registries, "registry", nil, "registry `KEY` of an operator; several, and agree=N if N of them must agree, are separated by commas")
 	fs.StringVar(&f.node.SwarmListen, "swarm-listen", "", "`ADDRESS` for peers (default: peers are dialled only)")
 	fs.StringSliceVar(&f.node.Peers, "peer", nil, "`ADDRESS` of a peer, or a name that resolves to many; may be repeated")
@@ -60,12 +62,15 @@ func (f *serveFlags) config(s *streams) (node.Config, error) {
 	c.Data, c.State = f.data, f.state
 	c.LAN = c.LAN && !f.noLAN
 	c.Version = programVersion()
-	if f.diskCap != "" {
-		n, err := humanize.ParseBytes(f.diskCap)
-		if err != nil || n > 1<<62 {
-			return c, &exitError{exitUsage, fmt.Errorf("--disk-cap: %q is not a size", f.diskCap), "write it as 500GB or 20GiB"}
-		}
-		c.DiskCap = int64(n)
+	var err error
+	if c.DiskCap, err = parseSize("disk-cap", f.diskCap); err != nil {
+		return c, err
+	}
+	if c.MinFree, err = parseSize("min-free", f.minFree); err != nil {
+		return c, err
+	}
+	if c.MinFree == 0 {
+		c.MinFree = -1 // none, where 0 would be the default
 	}
 	if err := f.addRegistries(&c); err != nil {
 		return c, err
@@ -84,6 +89,18 @@ func (f *serveFlags) config(s *streams) (node.Config, error) {
 		return c, &exitError{exitUsage, fmt.Errorf("--log-format: %q is not a format", f.logFormat), "use text or json"}
 	}
 	return c, nil
+}
+
+// parseSize parses the value of a flag such as 500GB; 0 if it is empty.
+func parseSize(flag, value string) (int64, error) {
+	if value == "" {
+		return 0, nil
+	}
+	n, err := humanize.ParseBytes(value)
+	if err != nil || n > 1<<62 {
+		return 0, &exitError{exitUsage, fmt.Errorf("--%s: %q is not a size", flag, value), "write it as 500GB or 20GiB"}
+	}
+	return int64(n), nil
 }
 
 // addRegistries reads --registry.

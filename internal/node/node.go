@@ -77,6 +77,7 @@ type Config struct {
 	Policy policy.Config // which versions are handed out
 
 	DiskCap int64 // bytes of artifacts; 0: no bound
+	MinFree int64 // bytes of disk to leave alone; 0: 256 MiB
 
 	Registries []core.Key // operators' catalogs, in the order of preference
 	Agree      int        // how many operators must agree; 0 or 1: any will do
@@ -95,8 +96,8 @@ type Config struct {
 	Insecure  bool   // listen off loopback without TLS and token
 
 	Version string
-	Summary func(Usage)  // called after each burst of artifacts; may be nil
-	Logger  *slog.Logger // nil discards
+	Summary func(Usage)  `json:"-"` // called after each burst of artifacts; may be nil
+	Logger  *slog.Logger `json:"-"` // nil discards
 }
 
 // A Node is one running mirror.
@@ -221,7 +222,7 @@ func (e *PermError) Error() string {
 }
 
 func (n *Node) openStores() (err error) {
-	n.cores, err = core.OpenStore(filepath.Join(n.c.Data, "store", "cores"), core.Options{Logger: n.log})
+	n.cores, err = core.OpenStore(filepath.Join(n.c.Data, "store", "cores"), core.Options{Logger: n.log, LogBytes: 2 << 20})
 	if err != nil {
 		return err
 	}
@@ -229,7 +230,7 @@ func (n *Node) openStores() (err error) {
 	n.artifacts, err = artifact.Open(
 		filepath.Join(n.c.Data, "artifacts"),
 		filepath.Join(n.c.Data, "store", "artifacts"),
-		artifact.Options{Cores: artifact.InCoreStore(n.cores), Cap: n.c.DiskCap, Logger: n.log})
+		artifact.Options{Cores: artifact.InCoreStore(n.cores), Cap: n.c.DiskCap, MinFree: n.c.MinFree, Logger: n.log})
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,260 @@
+package integration
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/pkgswarm/pkgswarm/internal/cargoupstream"
+	"github.com/pkgswarm/pkgswarm/internal/node"
+	"github.com/pkgswarm/pkgswarm/internal/testenv"
+)
+
+// childEnv holds the configuration of a node that this test program runs when it
+// is started again.
+const childEnv = "PKGSWARM_TEST_NODE"
+
+func TestMain(m *testing.M) {
+	if c := os.Getenv(childEnv); c != "" {
+		if err := runChild(c); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// runChild runs a node until its standard input ends.
+func runChild(config string) error {
+	var c node.Config
+	if err := json.Unmarshal([]byte(config), &c); err != nil {
+		return err
+	}
+	n, err := node.Open(c)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() { io.Copy(io.Discard, os.Stdin); cancel() }()
+	fmt.Println(n.URL())
+	return errors.Join(n.Run(ctx), n.Close())
+}
+
+// A nodeProcess is a node in a process of its own.
+type nodeProcess struct {
+	cmd   *exec.Cmd
+	stdin io.Closer
+	url   string
+	ready time.Duration // from the start
+}
+
+func startProcess(t testing.TB, dir string, c node.Config) *nodeProcess {
+	t.Helper()
+	c.Listen, c.Data, c.State = "127.0.0.1:0", filepath.Join(dir, "data"), filepath.Join(dir, "state")
+	b, err := json.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &nodeProcess{cmd: exec.Command(os.Args[0])}
+	p.cmd.Env = append(os.Environ(), childEnv+"="+string(b), "GOENV=off", "GOPROXY=", "GOPRIVATE=")
+	var stderr bytes.Buffer
+	p.cmd.Stderr = &stderr
+	if p.stdin, err = p.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := p.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.kill)
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatalf("the node did not start: %v\n%s", err, stderr.String())
+	}
+	p.url, p.ready = strings.TrimSpace(line), time.Since(begin)
+	return p
+}
+
+func (p *nodeProcess) kill() {
+	p.cmd.Process.Kill()
+	p.cmd.Wait()
+}
+
+func (p *nodeProcess) get(path string) (int, []byte, error) {
+	c := http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := c.Get(p.url + path)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, b, err
+}
+
+func (p *nodeProcess) status(t testing.TB) (st node.Status) {
+	t.Helper()
+	_, b, err := p.get("/api/v1/status")
+	if err == nil {
+		err = json.Unmarshal(b, &st)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+// madeUp returns a registry of n crates of random sizes up to size bytes.
+func madeUp(t testing.TB, n, size int) (*cargoupstream.Server, map[string][]byte) {
+	up, crates := cargoupstream.New(t), map[string][]byte{}
+	r := rand.NewChaCha8([32]byte{1})
+	for i := range n {
+		b := make([]byte, 1+int(r.Uint64()%uint64(size)))
+		r.Read(b)
+		name := fmt.Sprintf("crate%03d", i)
+		crates[name] = b
+		up.Add(t, name, "1.0.0", b)
+	}
+	return up, crates
+}
+
+// TestKilled kills a node that is storing files, again and again: it starts at
+// once, has what it had, leaves nothing behind, and serves the right bytes. REL-2
+func TestKilled(t *testing.T) {
+	cycles := 10
+	if testing.Short() {
+		cycles = 3
+	}
+	up, crates := madeUp(t, 60, 300_000)
+	dir, seed := t.TempDir(), rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 0))
+	c := node.Config{CargoUpstream: up.Index(), GoUpstream: "off", SumDB: "off", DiskCap: 6 << 20}
+	had := int64(0)
+	for cycle := range cycles {
+		p := startProcess(t, dir, c)
+		if p.ready > 2*time.Second {
+			t.Errorf("cycle %d: ready after %v", cycle, p.ready)
+		}
+		st := p.status(t)
+		if st.Store.Files < had {
+			t.Errorf("cycle %d: %d files, had %d before the kill", cycle, st.Store.Files, had)
+		}
+		wantTidy(t, dir, st)
+		var wg sync.WaitGroup
+		for name, want := range crates {
+			wg.Go(func() {
+				status, b, err := p.get("/cargo/dl/" + name + "/1.0.0/download")
+				if err == nil && (status != 200 || !bytes.Equal(b, want)) {
+					t.Errorf("%s: %d, %d bytes", name, status, len(b))
+				}
+			})
+		}
+		time.Sleep(time.Duration(r.IntN(400)) * time.Millisecond)
+		had = min(p.status(t).Store.Files, 20) // eviction may go on meanwhile, but not that far
+		p.kill()
+		wg.Wait()
+	}
+	p := startProcess(t, dir, c)
+	for name, want := range crates {
+		if status, b, err := p.get("/cargo/dl/" + name + "/1.0.0/download"); err != nil || status != 200 || !bytes.Equal(b, want) {
+			t.Errorf("%s at the end: %d, %d bytes, %v", name, status, len(b), err)
+		}
+	}
+	if st := p.status(t); st.Store.Damaged != 0 || st.Store.Bytes > 6<<20 {
+		t.Errorf("%d damaged, %d bytes stored", st.Store.Damaged, st.Store.Bytes)
+	}
+}
+
+// wantTidy checks that the files on disk are those recorded.
+func wantTidy(t *testing.T, dir string, st node.Status) {
+	t.Helper()
+	var files, bytes int64
+	err := filepath.WalkDir(filepath.Join(dir, "data", "artifacts"), func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || d.Name() == "format" {
+			return err
+		}
+		fi, err := d.Info()
+		if err != nil {
+			return err
+		}
+		files++
+		bytes += fi.Size()
+		return nil
+	})
+	if err != nil || files != st.Store.Files || bytes != st.Store.Bytes {
+		t.Errorf("%d files of %d bytes on disk, %d of %d recorded, %v", files, bytes, st.Store.Files, st.Store.Bytes, err)
+	}
+}
+
+// TestSmallDisk runs a node on a file system of 24 MiB that gets full. REL-7
+func TestSmallDisk(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("mounts a tmpfs")
+	}
+	dir := t.TempDir()
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=24m,mode=700", "tmpfs", dir).CombinedOutput(); err != nil {
+		testenv.Missing(t, "cannot mount a tmpfs: %v: %s", err, out)
+	}
+	t.Cleanup(func() { exec.Command("umount", "-l", dir).Run() })
+	up, crates := madeUp(t, 40, 2_000_000)
+	c := node.Config{CargoUpstream: up.Index(), GoUpstream: "off", SumDB: "off", MinFree: 4 << 20}
+	p := startProcess(t, dir, c)
+	all := func() {
+		t.Helper()
+		for name, want := range crates {
+			if status, b, err := p.get("/cargo/dl/" + name + "/1.0.0/download"); err != nil || status != 200 || !bytes.Equal(b, want) {
+				t.Errorf("%s: %d, %d bytes, %v", name, status, len(b), err)
+			}
+		}
+	}
+	all() // more than fits: evicts
+	if st := p.status(t); st.Store.Evicted == 0 || st.Store.Files == 0 {
+		t.Errorf("%d files, %d evicted", st.Store.Files, st.Store.Evicted)
+	}
+	// Somebody else fills the disk to the last byte.
+	hog := filepath.Join(dir, "hog")
+	f, err := os.Create(hog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if _, err := f.Write(make([]byte, 64<<10)); err != nil {
+			break
+		}
+	}
+	f.Close()
+	all() // passes through
+	if status, _, err := p.get("/readyz"); status != 200 {
+		t.Errorf("/readyz on a full disk: %d %v", status, err)
+	}
+	os.Remove(hog)
+	all()
+	if st := p.status(t); st.Store.Files == 0 {
+		out, _ := exec.Command("du", "-ak", dir).CombinedOutput()
+		t.Errorf("nothing is stored after there is room again: %+v\n%s", st.Store, out)
+	}
+	p.kill()
+	p = startProcess(t, dir, c)
+	wantTidy(t, dir, p.status(t))
+	all()
+}
