@@ -382,7 +382,6 @@ type place struct {
 	run    run
 	offset uint64
 	file   *os.File // static cores
-	chunk  []byte   // the bytes themselves, from the database
 
 	summed bool
 	sum    uint32 // checksum of the data, if summed

@@ -23,7 +23,6 @@ type target struct {
 	backOff  time.Duration
 	next     time.Time // not before
 	peer     PeerKey   // who answered there last; zero if nobody
-	resolved time.Time // when a name was looked up last
 }
 
 // AddCandidate adds an address at which a peer may be, as heard from a connection

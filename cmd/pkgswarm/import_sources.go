@@ -68,7 +68,6 @@ type cargoFlags struct {
 	importFlags
 	index   string
 	updates string
-	crates  []string
 	allOf   string
 }
 

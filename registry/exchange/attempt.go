@@ -79,7 +79,7 @@ func (x *Exchange) Fetch(ctx context.Context, ds []artifact.Digest, t *fetch.Tra
 		t.Expect(keeperSilence)
 	}
 	for {
-		next, c, wait := x.decide(a, t)
+		c, wait, next := x.decide(a, t)
 		switch {
 		case c != nil:
 			if w := x.download(ctx, c, t); w != nil {
@@ -201,34 +201,34 @@ func (x *Exchange) beat(a *attempt) {
 
 // decide returns a core to download, or why to give up, or how long to wait for
 // news.
-func (x *Exchange) decide(a *attempt, t *fetch.Transfer) (giveUp error, c *candidate, wait time.Duration) {
+func (x *Exchange) decide(a *attempt, t *fetch.Transfer) (c *candidate, wait time.Duration, giveUp error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, c := range a.candidates {
 		if !c.tried {
 			c.tried = true
-			return nil, &candidate{digest: c.digest, key: c.key, size: c.size, peers: append([]PeerKey(nil), c.peers...)}, 0
+			return &candidate{digest: c.digest, key: c.key, size: c.size, peers: append([]PeerKey(nil), c.peers...)}, 0, nil
 		}
 	}
 	if x.c.Fleet != nil {
-		err, wait := x.decideFleet(a, t)
-		return err, nil, wait
+		wait, err := x.decideFleet(a, t)
+		return nil, wait, err
 	}
 	for key, s := range a.asked {
 		if s.open > 0 && x.peers[key] != nil {
-			return nil, nil, time.Minute // the flight asks the upstream meanwhile
+			return nil, time.Minute, nil // the flight asks the upstream meanwhile
 		}
 	}
-	return errNobody, nil, 0
+	return nil, 0, errNobody
 }
 
 // decideFleet says whether to go to the upstream, and if not, how long to wait.
 // The caller holds x.mu.
-func (x *Exchange) decideFleet(a *attempt, t *fetch.Transfer) (error, time.Duration) {
+func (x *Exchange) decideFleet(a *attempt, t *fetch.Transfer) (time.Duration, error) {
 	now := time.Now()
 	self := x.c.Fleet.Self
 	if now.Sub(a.began) > leasePatience {
-		return errHolder, 0
+		return 0, errHolder
 	}
 	if a.holder != (PeerKey{}) && a.holder != self && x.peers[a.holder] == nil {
 		a.holder, a.keeper = PeerKey{}, PeerKey{} // it left: ask again who goes
@@ -238,20 +238,20 @@ func (x *Exchange) decideFleet(a *attempt, t *fetch.Transfer) (error, time.Durat
 	}
 	switch {
 	case a.holder == self:
-		return errLease, 0
+		return 0, errLease
 	case a.holder == (PeerKey{}):
 		left := keeperSilence - now.Sub(a.askedAt)
 		if left <= 0 {
 			if k := x.peers[a.keeper]; k != nil {
 				k.suspect = now
 			}
-			return errKeeper, 0
+			return 0, errKeeper
 		}
-		return nil, left
+		return left, nil
 	}
 	if s := a.asked[a.holder]; s != nil && s.lacks {
 		if a.failed[a.holder] {
-			return errHolder, 0 // the keeper insists on it
+			return 0, errHolder // the keeper insists on it
 		}
 		// It failed. One of those who waited gets the lease next.
 		if a.failed == nil {
@@ -260,14 +260,14 @@ func (x *Exchange) decideFleet(a *attempt, t *fetch.Transfer) (error, time.Durat
 		a.failed[a.holder] = true
 		a.holder = PeerKey{}
 		x.requestLease(a, now)
-		return nil, keeperSilence
+		return keeperSilence, nil
 	}
 	left := holderSilence - now.Sub(a.heldAt)
 	if left <= 0 {
-		return errHolder, 0
+		return 0, errHolder
 	}
 	t.Expect(left)
-	return nil, left
+	return left, nil
 }
 
 // requestLease asks the keeper for the lease. The caller holds x.mu.

@@ -87,17 +87,16 @@ func (w *memWriter) Close() error {
 
 // A fakeUpstream delivers data, first waiting, then at a rate.
 type fakeUpstream struct {
-	data    []byte
-	wait    time.Duration // before the answer
-	per64K  time.Duration // before each 64 KiB
-	hangAt  int           // if positive: sends nothing from there on
-	cutAt   int           // if positive: fails there
-	noSize  bool
-	err     error
-	opened  atomic.Int64
-	sent    atomic.Int64
-	healAt  int64 // from this opening on, neither hangs nor cuts; 0: never
-	current int64
+	data   []byte
+	wait   time.Duration // before the answer
+	per64K time.Duration // before each 64 KiB
+	hangAt int           // if positive: sends nothing from there on
+	cutAt  int           // if positive: fails there
+	noSize bool
+	err    error
+	opened atomic.Int64
+	sent   atomic.Int64
+	healAt int64 // from this opening on, neither hangs nor cuts; 0: never
 }
 
 func (u *fakeUpstream) open(ctx context.Context) (*Download, error) {
@@ -480,7 +479,6 @@ func TestHangingUpstreamIsBounded(t *testing.T) {
 		}
 		drip := &fakeUpstream{data: testData(10 << 10), per64K: 9 * time.Second, noSize: true}
 		drip.data = testData(1 << 20)
-		start = time.Now()
 		if _, err := f.Fetch(t.Context(), &Artifact{Name: "b", Known: []artifact.Digest{{}}, MaxBytes: 100, Upstream: drip.open}); err == nil {
 			t.Error("a body above MaxBytes was taken")
 		}

@@ -1,8 +1,6 @@
 package replicate
 
 import (
-	"encoding/binary"
-
 	"github.com/pkgswarm/pkgswarm/internal/compact"
 )
 
@@ -155,8 +153,6 @@ func (m bitfieldMessage) append(b []byte) []byte {
 	b = compact.AppendUint(b, uint64(len(m.words)/4))
 	return append(b, m.words...)
 }
-
-func (m bitfieldMessage) word(i int) uint32 { return binary.LittleEndian.Uint32(m.words[4*i:]) }
 
 func decodeBitfield(d *compact.Decoder) bitfieldMessage {
 	m := bitfieldMessage{start: d.Uint()}

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/crypto/chacha20"
 	"golang.org/x/crypto/chacha20poly1305"
+	//lint:ignore SA1019 libsodium's secretstream is defined by the bare function
 	"golang.org/x/crypto/poly1305"
 )
 

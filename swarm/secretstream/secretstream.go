@@ -33,6 +33,7 @@ import (
 
 	"github.com/flynn/noise"
 	"golang.org/x/crypto/blake2b"
+	//lint:ignore SA1019 libsodium's secretstream is defined by the bare function
 	"golang.org/x/crypto/poly1305"
 )
 
