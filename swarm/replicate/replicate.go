@@ -251,6 +251,16 @@ func (r *Replicator) unhold(f *feed) {
 	}
 }
 
+// drop ends f though peers may hold it: its core is about to be closed.
+func (r *Replicator) drop(f *feed) {
+	r.mu.Lock()
+	if r.feeds[f.dk] == f {
+		delete(r.feeds, f.dk)
+	}
+	r.mu.Unlock()
+	f.stop(ErrClosed)
+}
+
 // lookup returns the feed that a peer asks for by dk, held once more, or an
 // error that matches fs.ErrNotExist.
 func (r *Replicator) lookup(ctx context.Context, dk core.DiscoveryKey) (*feed, error) {

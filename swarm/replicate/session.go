@@ -34,7 +34,7 @@ type Session struct {
 // Open begins to download c from all peers, present and future. The caller
 // keeps c open until the session is closed.
 func (r *Replicator) Open(c Core, o SessionOptions) (*Session, error) {
-	f, err := r.feedFor(c, nil)
+	f, err := r.feedOfSession(c)
 	if err != nil {
 		return nil, err
 	}
@@ -58,6 +58,20 @@ func (r *Replicator) Open(c Core, o SessionOptions) (*Session, error) {
 	return s, nil
 }
 
+// feedOfSession returns the feed of a core that the caller of Open will close. Peers
+// may go on reading it then, if it is one that is served: so the feed opens it
+// once more.
+func (r *Replicator) feedOfSession(c Core) (*feed, error) {
+	if r.cfg.Open != nil {
+		// What is not served yet, as a file that is being downloaded, is read from
+		// the caller's core, and only as long as there is a session.
+		if own, release, err := r.cfg.Open(context.Background(), c.Key().Discovery()); err == nil {
+			return r.feedFor(own, release)
+		}
+	}
+	return r.feedFor(c, nil)
+}
+
 // Close ends the session. Calls in progress return ErrClosed. The core stays
 // open, and is served on.
 func (s *Session) Close() error {
@@ -71,7 +85,11 @@ func (s *Session) Close() error {
 	for _, p := range s.f.peers {
 		s.f.updateSync(p)
 	}
+	borrowed := s.f.release == nil && len(s.f.sessions) == 0
 	s.f.mu.Unlock()
+	if borrowed {
+		s.f.r.drop(s.f)
+	}
 	s.f.r.unhold(s.f)
 	return nil
 }
