@@ -466,7 +466,7 @@ func (m *Modules) ask(ctx context.Context, r route, w *wanted, old *File) (*File
 	proof := w.startProof(ctx)
 	var f *File
 	err = r.list.try(ctx, func(base string, hurry bool) error {
-		req := upstream.Request{URL: base + "/" + esc + "/" + w.name, Kind: kind(w.kind, hurry)}
+		req := upstream.Request{URL: base + "/" + esc + "/" + w.name, Kind: kind(w.kind, hurry), Once: hurry}
 		if old != nil {
 			req.Validators = old.validators
 		}
@@ -645,7 +645,7 @@ func (m *Modules) zipError(ctx context.Context, v module.Version, err error) err
 func (m *Modules) openZip(ctx context.Context, r route, name string) (*fetch.Download, error) {
 	var d *fetch.Download
 	err := r.list.try(ctx, func(base string, hurry bool) error {
-		s, err := m.conf.Upstream.Open(ctx, upstream.Request{URL: base + "/" + name, Kind: kind(upstream.ModuleZip, hurry)})
+		s, err := m.conf.Upstream.Open(ctx, upstream.Request{URL: base + "/" + name, Kind: kind(upstream.ModuleZip, hurry), Once: hurry})
 		if err != nil {
 			return err
 		}

@@ -109,6 +109,35 @@ func TestParseList(t *testing.T) {
 	}
 }
 
+// A proxy that another may stand in for does not get to use up a client's patience.
+func TestHurry(t *testing.T) {
+	for _, tt := range []struct {
+		list  string
+		hurry []bool
+	}{
+		{"http://a|http://b", []bool{true, false}},
+		{"http://a|http://b|direct", []bool{true, false}},
+		{"http://a,http://b", []bool{false}}, // b is asked only if a knows that there is none
+		{"http://a", []bool{false}},
+	} {
+		list, _, err := ParseList(tt.list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []bool
+		list.try(t.Context(), func(_ string, hurry bool) error {
+			got = append(got, hurry)
+			return upstream.ErrUnreachable
+		})
+		if !slices.Equal(got, tt.hurry) {
+			t.Errorf("%s: hurry %v, want %v", tt.list, got, tt.hurry)
+		}
+	}
+	if k := kind(upstream.ModuleInfo, true); k.FirstByte*2 > DefaultPatience {
+		t.Errorf("a proxy in a hurry may take %v of %v", k.FirstByte, DefaultPatience)
+	}
+}
+
 // Changing answers are kept for a while, then revalidated; a clock set back does
 // not keep them for longer (REL-10).
 func TestTTL(t *testing.T) {

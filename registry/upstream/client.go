@@ -289,6 +289,8 @@ type Request struct {
 	Header http.Header
 	// Fresh asks the upstream even if it just failed to answer this.
 	Fresh bool
+	// Once keeps a failed request from being repeated: there is somebody else to ask.
+	Once bool
 }
 
 // Validators identify a version of a file at its upstream.
@@ -321,7 +323,7 @@ type Stream struct {
 func (c *Client) Get(ctx context.Context, r Request) (*Answer, error) {
 	bounded, cancel := context.WithTimeoutCause(ctx, r.Kind.timeout(), errNoHeaders)
 	defer cancel()
-	a, err := repeat(bounded, func() (*Answer, error) { return c.getOnce(bounded, r) })
+	a, err := repeat(bounded, r.attempts(), func() (*Answer, error) { return c.getOnce(bounded, r) })
 	if err != nil {
 		err = c.settle(ctx, r, err)
 	}
@@ -347,7 +349,7 @@ func (c *Client) getOnce(ctx context.Context, r Request) (*Answer, error) {
 // Open returns the file that r asks for as it arrives. It repeats the request
 // until an answer begins. ctx governs the whole transfer.
 func (c *Client) Open(ctx context.Context, r Request) (*Stream, error) {
-	s, err := repeat(ctx, func() (*Stream, error) { return c.openOnce(ctx, r) })
+	s, err := repeat(ctx, r.attempts(), func() (*Stream, error) { return c.openOnce(ctx, r) })
 	if err != nil {
 		err = c.settle(ctx, r, err)
 	}
@@ -379,8 +381,15 @@ func (r Request) key() string {
 	return r.URL + "\n" + b.String()
 }
 
-// repeat calls f until it succeeds, fails for good, or has failed [attempts] times.
-func repeat[T any](ctx context.Context, f func() (T, error)) (T, error) {
+func (r Request) attempts() uint {
+	if r.Once {
+		return 1
+	}
+	return attempts
+}
+
+// repeat calls f until it succeeds, fails for good, or has failed most times.
+func repeat[T any](ctx context.Context, most uint, f func() (T, error)) (T, error) {
 	pauses := backoff.NewExponentialBackOff()
 	pauses.InitialInterval, pauses.MaxInterval = firstPause, mostPause
 	var last error
@@ -394,7 +403,7 @@ func repeat[T any](ctx context.Context, f func() (T, error)) (T, error) {
 			err = &pauseError{backoff.RetryAfterError{Duration: e.RetryAfter}, err}
 		}
 		return v, err
-	}, backoff.WithBackOff(pauses), backoff.WithMaxTries(attempts), backoff.WithMaxElapsedTime(0))
+	}, backoff.WithBackOff(pauses), backoff.WithMaxTries(most), backoff.WithMaxElapsedTime(0))
 	if err != nil {
 		return v, last // says more than that the time ran out while pausing
 	}

@@ -518,6 +518,20 @@ func TestBreaker(t *testing.T) {
 	})
 }
 
+func TestOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		c := pipeClient(t, func(conn net.Conn, r *http.Request) {
+			asked++
+			io.WriteString(conn, "HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n")
+		})
+		defer c.Close()
+		if _, err := c.Get(t.Context(), Request{URL: "http://up.example/x", Kind: text, Once: true}); err == nil || asked != 1 {
+			t.Errorf("asked %d times, %v", asked, err)
+		}
+	})
+}
+
 // A caller that leaves neither counts against the origin nor is remembered.
 func TestCallerLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
