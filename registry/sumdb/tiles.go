@@ -12,6 +12,9 @@ import (
 	"github.com/pkgswarm/pkgswarm/registry/upstream"
 )
 
+// maxTileIndex is above that of every tile of any database.
+const maxTileIndex = 1 << 40
+
 // errNoTile says that the database has no such tile yet.
 func (db *DB) errNoTile(t tlog.Tile) error {
 	return &upstream.Error{URL: db.name + "/" + t.Path(), Class: upstream.ErrNotFound, Err: errors.New("beyond the newest tree")}
@@ -22,7 +25,7 @@ func (db *DB) errNoTile(t tlog.Tile) error {
 // tile. The bytes are not to be changed. The error matches [upstream.ErrNotFound]
 // if there is no such tile, or is like that of Lookup.
 func (db *DB) Tile(ctx context.Context, t tlog.Tile) ([]byte, error) {
-	if t.H != tileHeight || t.L > 7 {
+	if t.H != tileHeight || t.L > 7 || t.N > maxTileIndex { // beyond what can be counted in 63 bits
 		return nil, db.errNoTile(t)
 	}
 	if t.L < 0 {
