@@ -8,7 +8,19 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/pkgswarm/pkgswarm/swarm/secretstream"
 	"github.com/pkgswarm/pkgswarm/swarm/transport"
+)
+
+const (
+	// Hints, that is what discovery and peers tell, get this share of the
+	// connections and dials under way, so that they never keep us from the
+	// configured peers (SEC-26).
+	hintsOf4     = 3 // of 4 connections
+	maxHintDials = 16
+
+	maxHintBackOff = 10 * time.Minute
+	maxHintFails   = 5 // in a row, before a hint that was never right is forgotten
 )
 
 // A target is an address that we try to be connected to.
@@ -20,10 +32,14 @@ type target struct {
 
 	// Guarded by Swarm.mu.
 	dialling bool
+	fails    int // since the last connection
 	backOff  time.Duration
 	next     time.Time // not before
 	peer     PeerKey   // who answered there last; zero if nobody
 }
+
+// hint says whether t was told by somebody, rather than configured.
+func (t *target) hint() bool { return !t.configured && t.name == "" }
 
 // AddCandidate adds an address at which a peer may be, as heard from a connection
 // with the remote address learntOn, or found on the local network if that is
@@ -51,7 +67,7 @@ func (s *Swarm) AddCandidate(addr, learntOn string) bool {
 		t.expires = time.Now().Add(candidateLifetime)
 		return true
 	}
-	if len(s.targets) >= maxCandidates {
+	if len(s.targets) >= maxCandidates && !s.dropFailed() {
 		return false
 	}
 	s.targets[key] = &target{address: a, expires: time.Now().Add(candidateLifetime)}
@@ -82,40 +98,84 @@ func (s *Swarm) keepDialling(ctx context.Context) {
 	}
 }
 
-// dialDue starts the dials that are due and returns how long until the next.
+// dropFailed forgets a hint that was wrong so far. s.mu is held.
+func (s *Swarm) dropFailed() bool {
+	for key, t := range s.targets {
+		if t.hint() && !t.dialling && t.fails > 0 {
+			delete(s.targets, key)
+			return true
+		}
+	}
+	return false
+}
+
+// A dialBudget counts connections that we have made or are making.
+type dialBudget struct{ all, hints, hintDials int }
+
+// dialBudget returns what is left. s.mu is held.
+func (s *Swarm) dialBudget() dialBudget {
+	b := dialBudget{s.c.MaxOut, max(1, s.c.MaxOut*hintsOf4/4), maxHintDials}
+	for _, c := range s.conns {
+		if c.target != nil {
+			b.take(c.target.hint(), false)
+		}
+	}
+	for _, t := range s.targets {
+		if t.dialling && s.conns[t.peer] == nil {
+			b.take(t.hint(), true)
+		}
+	}
+	return b
+}
+
+func (b *dialBudget) take(hint, dial bool) {
+	b.all--
+	if hint {
+		b.hints--
+		if dial {
+			b.hintDials--
+		}
+	}
+}
+
+func (b *dialBudget) allows(hint bool) bool {
+	return b.all > 0 && (!hint || b.hints > 0 && b.hintDials > 0)
+}
+
+// dialDue starts the dials that are due, those to configured peers first, and
+// returns how long until the next.
 func (s *Swarm) dialDue(ctx context.Context) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
 	wait := resolveEvery
-	out := 0
-	for _, c := range s.conns {
-		if c.info.Dialled {
-			out++
+	budget := s.dialBudget()
+	for _, hints := range []bool{false, true} {
+		for key, t := range s.targets {
+			switch {
+			case t.hint() != hints || t.dialling || s.conns[t.peer] != nil || t.peer == s.self:
+				// not now
+			case !t.configured && now.After(t.expires):
+				delete(s.targets, key)
+			case now.Before(t.next):
+				wait = min(wait, t.next.Sub(now))
+			case t.isName():
+				t.dialling = true
+				s.wg.Go(func() { s.resolve(ctx, t) })
+			case budget.allows(hints):
+				budget.take(hints, true)
+				t.dialling = true
+				s.wg.Go(func() { s.dial(ctx, t) })
+			}
 		}
-	}
-	for key, t := range s.targets {
-		switch {
-		case !t.configured && now.After(t.expires):
-			delete(s.targets, key)
-			continue
-		case t.dialling || s.conns[t.peer] != nil || t.peer == s.self:
-			continue
-		case now.Before(t.next):
-			wait = min(wait, t.next.Sub(now))
-			continue
-		case out >= s.c.MaxOut:
-			continue
-		}
-		t.dialling = true
-		if _, isIP := t.address.IP(); t.configured && !isIP && t.address.Scheme == "tcp" {
-			s.wg.Go(func() { s.resolve(ctx, t) })
-			continue
-		}
-		out++
-		s.wg.Go(func() { s.dial(ctx, t) })
 	}
 	return wait
+}
+
+// isName says whether t is to be looked up rather than dialled.
+func (t *target) isName() bool {
+	_, isIP := t.address.IP()
+	return t.configured && !isIP && t.address.Scheme == "tcp"
 }
 
 // resolve looks up a configured name and makes its addresses targets.
@@ -141,7 +201,7 @@ func (s *Swarm) addResolved(t *target, ip netip.Addr) {
 	a.Host = ip.String()
 	expires := time.Now().Add(3 * resolveEvery)
 	if old := s.targets[a.String()]; old != nil {
-		old.expires = expires
+		old.expires, old.name = expires, t.address.Host
 		return
 	}
 	s.targets[a.String()] = &target{address: a, name: t.address.Host, expires: expires}
@@ -154,15 +214,29 @@ func (s *Swarm) dial(ctx context.Context, t *target) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t.dialling = false
-	if errors.Is(err, errDuplicate) || time.Since(start) > maxBackOff {
-		t.backOff = 0 // the address is good
+	t.failed(err, time.Since(start))
+	if t.hint() && (t.fails > maxHintFails || errors.Is(err, secretstream.ErrNotAllowed)) {
+		delete(s.targets, t.address.String())
 	}
-	t.backOff = min(max(firstBackOff, 2*t.backOff), maxBackOff)
-	t.next = time.Now().Add(jitter(t.backOff))
 	if err != nil && ctx.Err() == nil {
 		s.log.Debug("dial peer", "address", t.address, "err", err, "again", t.backOff)
 	}
 	s.wakeUp()
+}
+
+// failed sets when a target is dialled again, after a connection that took d and
+// ended for err.
+func (t *target) failed(err error, d time.Duration) {
+	t.fails++
+	if errors.Is(err, errDuplicate) || d > maxBackOff {
+		t.backOff, t.fails = 0, 0 // the address is good
+	}
+	most := maxBackOff
+	if t.hint() {
+		most = maxHintBackOff
+	}
+	t.backOff = min(max(firstBackOff, 2*t.backOff), most)
+	t.next = time.Now().Add(jitter(t.backOff))
 }
 
 func (s *Swarm) dialOnce(ctx context.Context, t *target) error {

@@ -61,8 +61,13 @@ func (s *Swarm) runLAN(ctx context.Context) {
 
 // lanPort returns the TCP port that others on the network can reach; 0 is none.
 func (s *Swarm) lanPort() int {
+	return s.listenPort(func(ip net.IP) bool { return !ip.IsLoopback() })
+}
+
+// listenPort returns the port of the first listener whose address fits; 0 is none.
+func (s *Swarm) listenPort(fits func(net.IP) bool) int {
 	for _, a := range s.Addrs() {
-		if t, ok := a.(*net.TCPAddr); ok && !t.IP.IsLoopback() {
+		if t, ok := a.(*net.TCPAddr); ok && fits(t.IP) {
 			return t.Port
 		}
 	}

@@ -31,6 +31,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -96,6 +97,12 @@ type Config struct {
 	LAN    bool
 	Topics []TopicID
 
+	// PeerExchange tells peers of each other, and dials those that are named.
+	PeerExchange bool
+	// Advertise is the TCP port at which peers of our peers reach us; 0 is the one
+	// that we listen on.
+	Advertise uint16
+
 	Protocols []Protocol
 
 	MaxIn, MaxOut            int           // connections; 0 is the default
@@ -143,6 +150,8 @@ type conn struct {
 	target *target // nil if the peer has dialled
 	bucket string  // of the address
 	mux    *protomux.Mux
+
+	listens netip.AddrPort // where others can dial the peer, if known; guarded by Swarm.mu
 }
 
 // initiator returns the key of who has dialled.
@@ -458,6 +467,9 @@ func (s *Swarm) connect(ctx context.Context, raw net.Conn, t *target, bucket str
 		info:   PeerInfo{Key: stream.Remote(), Address: raw.RemoteAddr().String(), Dialled: t != nil, Since: time.Now()},
 		target: t, bucket: bucket, mux: protomux.New(stream),
 	}
+	if t != nil {
+		c.listens = dialledAt(t)
+	}
 	if err := s.enter(c); err != nil {
 		stream.Close()
 		return err
@@ -483,11 +495,18 @@ func (s *Swarm) run(ctx context.Context, c *conn, stream *secretstream.Conn) err
 			s.log.Warn("attach protocol", "protocol", p.Name, "err", err)
 		}
 	}
+	var helpers sync.WaitGroup
+	if s.c.PeerExchange {
+		if p, err := s.attachPEX(c); err == nil { // else the connection is gone already
+			helpers.Go(func() { p.tell(ctx) })
+		}
+	}
 	s.log.Info("peer connected", "peer", shortKey(c.info.Key), "address", c.info.Address, "dialled", c.info.Dialled)
 	served := make(chan error, 1)
 	go func() { served <- serve(ctx) }()
 	runErr := c.mux.Run()
 	cancel()
+	helpers.Wait()
 	err = <-served
 	if _, fault := errors.AsType[*replicate.PeerError](err); !fault && runErr != nil {
 		err = runErr

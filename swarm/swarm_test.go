@@ -158,21 +158,29 @@ func TestPrivateSwarm(t *testing.T) {
 
 // A memNet connects swarms by pipes; addresses are 10.0.0.N:1.
 type memNet struct {
-	mu    sync.Mutex
-	nodes map[string]*swarm.Swarm
-	dials map[string]int
+	mu     sync.Mutex
+	nodes  map[string]*swarm.Swarm
+	dials  map[string]int
+	silent bool       // where no node is, somebody accepts and says nothing
+	theirs []net.Conn // ends of those
 }
 
 func (m *memNet) dialer(self string) func(context.Context, transport.Address) (net.Conn, error) {
 	return func(_ context.Context, a transport.Address) (net.Conn, error) {
 		m.mu.Lock()
 		m.dials[a.String()]++
-		s := m.nodes[a.String()]
+		s, silent := m.nodes[a.String()], m.silent
 		m.mu.Unlock()
+		x, y := net.Pipe()
+		if s == nil && silent {
+			m.mu.Lock()
+			m.theirs = append(m.theirs, y)
+			m.mu.Unlock()
+			return pipeConn{x, a.String()}, nil
+		}
 		if s == nil {
 			return nil, fmt.Errorf("no node at %s", a)
 		}
-		x, y := net.Pipe()
 		s.Serve(pipeConn{y, self})
 		return pipeConn{x, a.String()}, nil
 	}
@@ -193,13 +201,20 @@ func (a pipeAddr) String() string { return string(a) }
 // bubble runs n nodes in a synctest bubble, each knowing the addresses that peers
 // says.
 func bubble(t *testing.T, n int, peers func(i int) []string, f func(m *memNet, nodes []*swarm.Swarm)) {
+	bubbleOf(t, n, func(i int) swarm.Config { return swarm.Config{Peers: peers(i)} }, f)
+}
+
+// bubbleOf is bubble with more to configure.
+func bubbleOf(t *testing.T, n int, config func(i int) swarm.Config, f func(m *memNet, nodes []*swarm.Swarm)) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &memNet{nodes: map[string]*swarm.Swarm{}, dials: map[string]int{}}
 		ctx, cancel := context.WithCancel(context.Background())
 		var nodes []*swarm.Swarm
 		for i := range n {
 			self := address(i)
-			s, err := swarm.New(swarm.Config{Key: key(byte(i + 1)), Peers: peers(i), Dial: m.dialer(self)})
+			c := config(i)
+			c.Key, c.Dial = key(byte(i+1)), m.dialer(self)
+			s, err := swarm.New(c)
 			if err != nil {
 				t.Fatal(err)
 			}

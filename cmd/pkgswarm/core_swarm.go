@@ -51,7 +51,7 @@ their keys: over TCP, and over WebSocket at ws://ADDR/swarm.`,
 			if err != nil {
 				return err
 			}
-			err = f.serveCores(cmd.Context(), store, args, ws, swarm.Config{Key: newIdentity(), Listen: listen, Peers: peers, LAN: lan})
+			err = f.serveCores(cmd.Context(), store, args, ws, swarm.Config{Key: newIdentity(), Listen: listen, Peers: peers, LAN: lan, PeerExchange: true})
 			return errors.Join(err, store.Close())
 		},
 	}
@@ -230,7 +230,7 @@ func (f *coreFlags) clone(ctx context.Context, store *core.Store, key core.Key, 
 		return err
 	}
 	defer c.Close()
-	config := swarm.Config{Key: newIdentity(), Peers: o.peers, Open: only(store, map[core.DiscoveryKey]bool{c.DiscoveryKey(): true}), LAN: o.lan}
+	config := swarm.Config{Key: newIdentity(), Peers: o.peers, Open: only(store, map[core.DiscoveryKey]bool{c.DiscoveryKey(): true}), LAN: o.lan, PeerExchange: true}
 	if o.lan {
 		config.Topics = append(config.Topics, swarm.Topic(c.DiscoveryKey()))
 	}

@@ -44,6 +44,7 @@ func (f *serveFlags) add(cmd *cobra.Command) {
 	fs.StringVar(&f.node.SwarmListen, "swarm-listen", "", "`ADDRESS` for peers (default: peers are dialled only)")
 	fs.StringSliceVar(&f.node.Peers, "peer", nil, "`ADDRESS` of a peer, or a name that resolves to many; may be repeated")
 	fs.BoolVar(&f.node.LAN, "lan", true, "find peers on the local network")
+	fs.BoolVar(&f.node.PeerExchange, "peer-exchange", true, "learn of peers from peers, and tell them of each other")
 	fs.BoolVar(&f.noLAN, "no-lan", false, "the same as --lan=false")
 	fs.StringVar(&f.node.FleetTokenFile, "fleet-token-file", "", "`FILE` with the join token of a fleet")
 	fs.StringVar(&f.node.PublicURL, "public-url", "", "`URL` at which other machines reach this node")

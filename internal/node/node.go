@@ -85,6 +85,7 @@ type Config struct {
 	SwarmListen    string   // address for peers; empty: none
 	Peers          []string // addresses of peers
 	LAN            bool     // discover peers on the local network
+	PeerExchange   bool     // learn of peers from peers, and tell them of each other
 	FleetTokenFile string   // the join token of a fleet
 	PeerBudget     time.Duration
 

@@ -36,6 +36,8 @@ func (n *Node) openSwarm() error {
 		Logger: n.log,
 		LAN:    n.c.LAN,
 		Topics: n.topics(),
+
+		PeerExchange: n.c.PeerExchange,
 		OnConflict: func(e core.Evidence) {
 			n.log.Error("two signed histories of one core", "core", e.Key.Short())
 			n.metrics.wrong.WithLabelValues("operator").Inc()
