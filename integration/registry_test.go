@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/hex"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -15,6 +16,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/mod/module"
 
 	"github.com/pkgswarm/pkgswarm/core"
 	"github.com/pkgswarm/pkgswarm/internal/cargoupstream"
@@ -219,13 +222,13 @@ func signedNode(t testing.TB, up *cargoupstream.Server, goUp *goupstream.Server,
 	t.Helper()
 	c := node.Config{
 		Registries: []core.Key{key}, Peers: []string{peer}, SwarmListen: "127.0.0.1:0", PeerBudget: 5 * time.Second,
-		CargoUpstream: "off", GoUpstream: "off", SumDB: "off",
+		GoUpstream: "off", SumDB: "off",
 	}
 	if up != nil {
 		c.CargoUpstream = up.Index()
 	}
 	if goUp != nil {
-		c.GoUpstream, c.SumDB = goUp.URL, goUp.Key
+		c.GoUpstream, c.SumDB, c.CargoUpstream = goUp.URL, goUp.Key, "sparse+"+goUp.URL+"/"
 	}
 	n := startNode(t, t.TempDir(), c)
 	n.waitPeers(1)
@@ -259,4 +262,69 @@ func testRegistryJS(t *testing.T, key core.Key, addr string, files map[string][]
 	if got.SHA256 != a.Digest {
 		t.Errorf("artifact of serde %s hashes to %s, want %s", a.Version, got.SHA256, a.Digest)
 	}
+}
+
+// TestRegistryGo: as TestRegistryCargo, with the modules that this module is
+// built from and the real go. Each was proven by the checksum database before it
+// was signed.
+func TestRegistryGo(t *testing.T) {
+	if testing.Short() {
+		t.Skip("downloads a hundred modules several times")
+	}
+	up := realModules(t)
+	direct := newGoClient(t, up.URL, up.Key, false)
+	direct.run("mod", "download")
+	o := newOperator(t)
+	sum := completeModules(t, up, newGoClient(t, up.URL, up.Key, true).goSum())
+	source := []string{"import", "go", sum, "--goproxy", up.URL, "--sumdb", up.Key, "--artifacts=lock:" + sum}
+	t.Log(o.run(source...))
+	if again := o.run(source...); !strings.Contains(again, " 0 blocks signed") {
+		t.Errorf("a second run signed something: %s", again)
+	}
+	addr, stopOperator := o.watch(source...)
+	up.Stop()
+
+	a, _ := signedNode(t, nil, up, o.key, addr)
+	first := newGoClient(t, a.URL()+"/go", "off", true)
+	first.run("mod", "download")
+	stopOperator()
+
+	b, _ := signedNode(t, nil, up, o.key, a.SwarmAddr())
+	second := newGoClient(t, b.URL()+"/go", "off", false)
+	second.run("mod", "download")
+	if second.goSum() != direct.goSum() {
+		t.Error("go.sum differs from the upstream's")
+	}
+	second.run("build", "./registry/sumdb", "./swarm/secretstream")
+}
+
+// completeModules gives the upstream the .info files of the versions in goSum of
+// which this machine's go has only the .mod, and writes a go.sum without the
+// zips that it does not have.
+func completeModules(t testing.TB, up *goupstream.Server, goSum string) string {
+	t.Helper()
+	cache := filepath.Join(goEnv(t, "GOMODCACHE"), "cache", "download")
+	has := func(m module.Version, ext string) bool {
+		path, _ := module.EscapePath(m.Path)
+		version, _ := module.EscapeVersion(m.Version)
+		_, err := os.Stat(filepath.Join(cache, path, "@v", version+ext))
+		return err == nil
+	}
+	var kept []string
+	for line := range strings.Lines(goSum) {
+		f := strings.Fields(line)
+		version, modOnly := strings.CutSuffix(f[1], "/go.mod")
+		m := module.Version{Path: f[0], Version: version}
+		if !has(m, ".info") {
+			up.Put(m.Path, m.Version+".info", fmt.Appendf(nil, `{"Version":%q}`, m.Version))
+		}
+		if modOnly || has(m, ".zip") {
+			kept = append(kept, line)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "go.sum")
+	if err := os.WriteFile(path, []byte(strings.Join(kept, "")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }

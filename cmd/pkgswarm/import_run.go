@@ -46,6 +46,9 @@ func lockedVersions(path string) (map[string]bool, error) {
 			return nil, err
 		}
 		for _, p := range locked {
+			if p.ModOnly {
+				continue // a go.sum names many versions of which no zip is needed
+			}
 			name := p.Name
 			if eco == lockfile.Cargo {
 				name = strings.ToLower(name)
