@@ -417,4 +417,7 @@ func (p *peer) Opened(b []byte) error {
 }
 
 // Closed implements Handler for a peer.
-func (p *peer) Closed() { p.c.ended(p) }
+func (p *peer) Closed() {
+	p.ended.Store(true)
+	p.c.ended(p)
+}

@@ -175,6 +175,16 @@ func (f *feed) attach(c *conn) error {
 	p := &peer{f: f, c: c, since: time.Now()}
 	p.have.budget = &c.pages
 	c.mu.Lock()
+	for c.peers[f.dk] != nil && c.peers[f.dk].ended.Load() {
+		// Its channel has ended or is about to, and the next one is wanted already.
+		old := c.peers[f.dk]
+		c.mu.Unlock()
+		if ch := old.openChannel(); ch != nil {
+			ch.Close()
+		}
+		old.f.remove(old)
+		c.mu.Lock()
+	}
 	if c.err != nil || c.peers[f.dk] != nil {
 		err := c.err
 		c.mu.Unlock()
@@ -254,6 +264,7 @@ func (f *feed) closed(p *peer) {
 
 // shut closes the channel of p. f.mu is not held.
 func (f *feed) shut(p *peer) {
+	p.ended.Store(true)
 	if ch := p.openChannel(); ch != nil {
 		ch.Close() // if it fails, the connection has ended
 	}

@@ -191,7 +191,7 @@ func flood(t *testing.T, ctx context.Context, c *memCore, send func(ch Channel) 
 	l := (&link{delay: time.Millisecond, rate: 50e6}).connect(ctx, victim, liar)
 	s, _ := liar.open(c.key, SessionOptions{})
 	mustGet(t, s, 0, c.blocks[0])
-	ch := &endChannel{l.b, c.key.Discovery()}
+	ch := l.b.channel(c.key.Discovery())
 	for range 1_000_000 {
 		if send(ch) != nil {
 			break
@@ -255,19 +255,19 @@ func TestChannelFlood(t *testing.T) {
 		for i := range 100_000 {
 			var dk core.DiscoveryKey
 			binary.LittleEndian.PutUint32(dk[:], uint32(i))
-			if l.a.deliver(frame{id: dk, kind: frameOpen, payload: make([]byte, 33)}) != nil {
+			if l.a.deliver(frame{number: uint64(i + 1), id: dk, kind: frameOpen, payload: make([]byte, 33)}) != nil {
 				t.Fatal("dropped")
 			}
 			time.Sleep(time.Microsecond)
 		}
 		time.Sleep(time.Second)
 		l.a.mu.Lock()
-		open := len(l.a.remote)
+		open := len(l.a.incoming) + len(l.a.chans)
 		l.a.mu.Unlock()
 		if a.feeds() != 0 || open != 0 {
 			t.Errorf("%d feeds, %d channels", a.feeds(), open)
 		}
-		l.a.deliver(frame{id: c.key.Discovery(), kind: frameOpen, payload: make([]byte, 33)})
+		l.a.deliver(frame{number: 200_000, id: c.key.Discovery(), kind: frameOpen, payload: make([]byte, 33)})
 		time.Sleep(time.Second)
 		l.cut()
 		var fault *PeerError
@@ -289,7 +289,7 @@ func TestAnnouncementsAreSmall(t *testing.T) {
 		var before, after runtime.MemStats
 		runtime.GC()
 		runtime.ReadMemStats(&before)
-		ch := &endChannel{l.a, c.key.Discovery()}
+		ch := l.a.channel(c.key.Discovery())
 		for i := range uint64(3000) {
 			ch.Send(msgRange, rangeMessage{start: i << 40, length: 1 << 39}.append(nil))
 			ch.Send(msgBitfield, bitfieldMessage{start: i << 30, words: bytes.Repeat([]byte{0xaa}, 1<<15)}.append(nil))

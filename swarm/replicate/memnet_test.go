@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -73,23 +74,31 @@ func (n *node) feeds() int {
 // dump logs what a node waits for.
 func (n *node) dump() {
 	n.r.mu.Lock()
-	defer n.r.mu.Unlock()
-	for _, f := range n.r.feeds {
-		f.mu.Lock()
-		n.t.Logf("core %s: length %d fork %d, %d blocks, %d urgent, %d retry, ticking %v, upgrade %v", f.key.Short(), f.tree.Length, f.tree.Fork,
-			len(f.blocks), len(f.urgent), len(f.retry), f.ticking, f.upgrade != nil)
-		for _, b := range f.blocks {
-			n.t.Logf("  block %d: waiters %d, %d asked, %d late", b.index, b.waiters, b.asked(), len(b.reqs)-b.asked())
-		}
-		for _, d := range f.ranges {
-			n.t.Logf("  range %d..%d, low %d, %d pending", d.lo, d.hi, d.low, len(d.pending))
-		}
-		for _, p := range f.peers {
-			n.t.Logf("  peer %s: open %v synced %v length %d fork %d acked %d canUpgrade %v contiguous %d, %d in flight, room %d, strikes %d, refused %d, paused %v, stalled %v, work %d..%d",
-				p.c.id, p.open, p.synced, p.length, p.fork, p.acked, p.canUpgrade, p.have.contiguous, len(p.inFlight), f.room(p), p.strikes, len(p.refused), p.paused, p.stalled, p.work.next, p.work.end)
-		}
-		f.mu.Unlock()
+	feeds := mapValues(n.r.feeds)
+	n.r.mu.Unlock()
+	for _, f := range feeds {
+		n.t.Log(f.describe())
 	}
+}
+
+// describe returns what a feed waits for, and what it knows of its peers.
+func (f *feed) describe() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := fmt.Sprintf("core %s: length %d fork %d, %d urgent, %d retry, ticking %v, upgrade %v, err %v\n", f.key.Short(),
+		f.tree.Length, f.tree.Fork, len(f.urgent), len(f.retry), f.ticking, f.upgrade != nil, f.err)
+	for _, b := range f.blocks {
+		s += fmt.Sprintf("  block %d: waiters %d, queued %v, %d asked, %d late\n", b.index, b.waiters, b.queued, b.asked(), len(b.reqs)-b.asked())
+	}
+	for _, d := range f.ranges {
+		s += fmt.Sprintf("  range %d..%d, low %d, %d pending\n", d.lo, d.hi, d.low, len(d.pending))
+	}
+	for _, p := range f.peers {
+		s += fmt.Sprintf("  peer %s: open %v synced %v length %d fork %d acked %d canUpgrade %v failures %d contiguous %d, %d in flight, room %d, strikes %d, refused %d, paused %v, stalled %v, work %d..%d\n",
+			p.c.id, p.open, p.synced, p.length, p.fork, p.acked, p.canUpgrade, p.failures, p.have.contiguous, len(p.inFlight), f.room(p),
+			p.strikes, len(p.refused), p.paused, p.stalled, p.work.next, p.work.end)
+	}
+	return s
 }
 
 // open opens a session for key, on the node's core or a new empty one.
@@ -128,7 +137,11 @@ func (l *link) connect(ctx context.Context, a, b *node) *link {
 	l.a.other, l.b.other = l.b, l.a
 	run := func(n *node, e *end, err *error) {
 		e.r = n.r
-		l.wg.Go(func() { *err = n.r.Serve(ctx, e) })
+		c, cerr := n.r.connect(e)
+		if cerr != nil {
+			n.t.Fatal(cerr)
+		}
+		l.wg.Go(func() { *err = c.serve(ctx) })
 		l.wg.Go(e.read)
 	}
 	run(a, l.a, &l.errA)
@@ -159,16 +172,18 @@ type end struct {
 	free     time.Time // when the line to us is free again
 	err      error
 	done     chan struct{}
-	handlers map[core.DiscoveryKey]Handler
-	local    map[core.DiscoveryKey]bool
-	remote   map[core.DiscoveryKey][]byte // handshakes of channels the remote has opened
-	paired   map[core.DiscoveryKey]bool
+	chans    map[uint64]*endChannel              // ours, by our number, until closed
+	byRemote map[uint64]*endChannel              // by the number of the other side
+	waiting  map[core.DiscoveryKey][]*endChannel // ours that the other side has not opened yet
+	incoming map[core.DiscoveryKey][]frame       // opens that we have not answered yet
+	next     uint64
 	frames   int
 	bytes    int
 }
 
 type frame struct {
 	at      time.Time
+	number  uint64 // of the channel, as the sender numbers it; in a reject, as the receiver does
 	id      core.DiscoveryKey
 	kind    int // message, or one of the following
 	payload []byte
@@ -182,8 +197,8 @@ const (
 
 func newEnd(us, peer PeerID, initiator bool, l *link) *end {
 	e := &end{us: us, peer: peer, initiator: initiator, link: l, done: make(chan struct{}),
-		handlers: map[core.DiscoveryKey]Handler{}, local: map[core.DiscoveryKey]bool{},
-		remote: map[core.DiscoveryKey][]byte{}, paired: map[core.DiscoveryKey]bool{}}
+		chans: map[uint64]*endChannel{}, byRemote: map[uint64]*endChannel{},
+		waiting: map[core.DiscoveryKey][]*endChannel{}, incoming: map[core.DiscoveryKey][]frame{}}
 	e.cond = sync.NewCond(&e.mu)
 	return e
 }
@@ -256,11 +271,11 @@ func (e *end) read() {
 			e.cond.Wait()
 		}
 		if e.err != nil {
-			handlers := mapValues(e.handlers)
-			clear(e.handlers)
+			open := mapValues(e.chans)
+			clear(e.chans)
 			e.mu.Unlock()
-			for _, h := range handlers {
-				h.Closed()
+			for _, ch := range open {
+				ch.h.Closed()
 			}
 			if c := e.r.connOf(e); c != nil {
 				c.fail(e.err)
@@ -287,75 +302,123 @@ func (e *end) read() {
 
 func (e *end) handle(f frame) error {
 	e.mu.Lock()
-	h := e.handlers[f.id]
-	paired := e.paired[f.id]
-	local := e.local[f.id]
 	switch f.kind {
 	case frameOpen:
-		if !local {
-			e.remote[f.id] = f.payload
+		if list := e.waiting[f.id]; len(list) > 0 {
+			ch := list[0]
+			e.waiting[f.id] = list[1:]
+			open := e.chans[ch.number] == ch
+			if open {
+				ch.remote, e.byRemote[f.number] = f.number, ch
+			}
 			e.mu.Unlock()
-			if err := e.r.RemoteOpen(context.Background(), e, f.id); err != nil {
-				e.mu.Lock()
-				delete(e.remote, f.id)
-				e.mu.Unlock()
-				return e.other.deliver(frame{id: f.id, kind: frameReject})
+			if open {
+				return ch.h.Opened(f.payload)
 			}
 			return nil
 		}
-		e.paired[f.id] = true
+		e.incoming[f.id] = append(e.incoming[f.id], f)
 		e.mu.Unlock()
-		return h.Opened(f.payload)
-	case frameReject, frameClose:
-		delete(e.handlers, f.id)
-		delete(e.local, f.id)
-		delete(e.paired, f.id)
-		delete(e.remote, f.id)
+		if err := e.r.RemoteOpen(context.Background(), e, f.id); err != nil {
+			e.mu.Lock()
+			e.forget(f.number)
+			e.mu.Unlock()
+			return e.other.deliver(frame{number: f.number, id: f.id, kind: frameReject})
+		}
+		return nil
+	case frameReject:
+		ch := e.chans[f.number]
+		e.waiting[f.id] = slices.DeleteFunc(e.waiting[f.id], func(c *endChannel) bool { return c.number == f.number })
+		delete(e.chans, f.number)
 		e.mu.Unlock()
-		if h != nil {
-			h.Closed()
+		if ch != nil {
+			ch.h.Closed()
 		}
 		return nil
 	}
+	ch := e.byRemote[f.number]
+	if f.kind == frameClose {
+		e.forget(f.number)
+		if ch != nil {
+			delete(e.chans, ch.number)
+			delete(e.byRemote, f.number)
+		}
+	}
 	e.mu.Unlock()
-	if h == nil || !paired {
+	switch {
+	case ch == nil:
+		return nil
+	case f.kind == frameClose:
+		ch.h.Closed()
 		return nil
 	}
-	return h.Message(f.kind, f.payload)
+	return ch.h.Message(f.kind, f.payload)
+}
+
+// channel returns our open channel of that id.
+func (e *end) channel(id core.DiscoveryKey) *endChannel {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, ch := range e.chans {
+		if ch.id == id {
+			return ch
+		}
+	}
+	panic("no such channel")
+}
+
+// forget drops an open of the other side that was not answered.
+func (e *end) forget(number uint64) {
+	for id, list := range e.incoming {
+		if list = slices.DeleteFunc(list, func(f frame) bool { return f.number == number }); len(list) > 0 {
+			e.incoming[id] = list
+		} else {
+			delete(e.incoming, id)
+		}
+	}
 }
 
 func (e *end) Open(id core.DiscoveryKey, hs []byte, h Handler) (Channel, error) {
 	e.mu.Lock()
 	if e.err != nil {
-		e.mu.Unlock()
+		defer e.mu.Unlock()
 		return nil, e.err
 	}
-	if e.local[id] {
-		e.mu.Unlock()
-		return nil, fmt.Errorf("channel is open")
+	for _, ch := range e.chans {
+		if ch.id == id {
+			e.mu.Unlock()
+			return nil, fmt.Errorf("channel is open")
+		}
 	}
-	e.local[id] = true
-	e.handlers[id] = h
-	remote, ok := e.remote[id]
-	if ok {
-		e.paired[id] = true
-		delete(e.remote, id)
+	e.next++
+	ch := &endChannel{e: e, id: id, number: e.next, h: h}
+	e.chans[ch.number] = ch
+	var remote *frame
+	if list := e.incoming[id]; len(list) > 0 {
+		first := list[0]
+		remote = &first
+		e.forget(remote.number)
+		ch.remote, e.byRemote[remote.number] = remote.number, ch
+	} else {
+		e.waiting[id] = append(e.waiting[id], ch)
 	}
 	e.mu.Unlock()
-	if err := e.other.deliver(frame{id: id, kind: frameOpen, payload: hs}); err != nil {
+	if err := e.other.deliver(frame{number: ch.number, id: id, kind: frameOpen, payload: hs}); err != nil {
 		return nil, err
 	}
-	if ok {
-		if err := h.Opened(remote); err != nil {
+	if remote != nil {
+		if err := h.Opened(remote.payload); err != nil {
 			return nil, err
 		}
 	}
-	return &endChannel{e, id}, nil
+	return ch, nil
 }
 
 type endChannel struct {
-	e  *end
-	id core.DiscoveryKey
+	e              *end
+	id             core.DiscoveryKey
+	number, remote uint64
+	h              Handler
 }
 
 func (c *endChannel) Send(kind int, payload []byte) error {
@@ -365,7 +428,7 @@ func (c *endChannel) Send(kind int, payload []byte) error {
 		out = alter(kind, payload)
 	}
 	for _, p := range out {
-		if err := c.e.other.deliver(frame{id: c.id, kind: kind, payload: p}); err != nil {
+		if err := c.e.other.deliver(frame{number: c.number, id: c.id, kind: kind, payload: p}); err != nil {
 			return err
 		}
 	}
@@ -374,9 +437,12 @@ func (c *endChannel) Send(kind int, payload []byte) error {
 
 func (c *endChannel) Close() error {
 	c.e.mu.Lock()
-	delete(c.e.handlers, c.id)
-	delete(c.e.local, c.id)
-	delete(c.e.paired, c.id)
+	if c.e.chans[c.number] != c {
+		c.e.mu.Unlock()
+		return nil
+	}
+	delete(c.e.chans, c.number)
+	delete(c.e.byRemote, c.remote)
 	c.e.mu.Unlock()
-	return c.e.other.deliver(frame{id: c.id, kind: frameClose})
+	return c.e.other.deliver(frame{number: c.number, id: c.id, kind: frameClose})
 }

@@ -17,7 +17,8 @@ type peer struct {
 	c  *conn
 	ch atomic.Pointer[Channel] // set once our side is open
 
-	dead atomic.Bool // removed; nothing more is written for it
+	dead  atomic.Bool // removed; nothing more is written for it
+	ended atomic.Bool // the channel is closed, or being closed
 
 	since time.Time // when our side was opened
 	open  bool      // the remote has opened its side, and may know of the core
@@ -179,6 +180,7 @@ func (f *feed) onSync(p *peer, m syncMessage) error {
 	}
 	f.signal()
 	if !p.downloading && !f.downloading() {
+		p.ended.Store(true)
 		go f.shut(p) // not under f.mu
 		return nil
 	}

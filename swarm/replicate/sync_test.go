@@ -30,6 +30,7 @@ func mustGet(t *testing.T, s *Session, i uint64, want []byte) {
 	defer cancel()
 	got, err := s.Get(ctx, i)
 	if err != nil {
+		t.Log(s.f.describe())
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, want) {
