@@ -30,7 +30,12 @@ type exitError struct {
 	hint string // what to do next; may be empty
 }
 
-func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
 func (e *exitError) Unwrap() error { return e.err }
 
 // A streams holds what a command reads from and writes to.
@@ -52,6 +57,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		code, hint = e.code, e.hint
 	} else if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		code, err = exitInterrupted, errors.New("interrupted")
+	}
+	if e, ok := errors.AsType[*exitError](err); ok && e.err == nil {
+		return code // a command that was run has said itself what went wrong
 	}
 	fmt.Fprintf(stderr, "pkgswarm: %v\n", err)
 	if hint != "" {
@@ -158,6 +166,12 @@ var commands = []func(*streams) *cobra.Command{
 	newServeCommand,
 	newImportCommand,
 	newKeyCommand,
+	newStatusCommand,
+	newPeersCommand,
+	newRunCommand,
+	newPrefetchCommand,
+	newVerifyCommand,
+	newGCCommand,
 	newSetupCommand,
 	newVersionCommand,
 }

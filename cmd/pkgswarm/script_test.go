@@ -14,6 +14,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if code, ok := standIn(os.Args); ok { // run has started us in place of cargo
+		os.Exit(code)
+	}
 	testscript.Main(m, map[string]func(){
 		"pkgswarm": main,
 	})
