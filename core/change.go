@@ -314,9 +314,7 @@ func (ch *change) commit(durable bool) error {
 	if err := ch.encode(); err != nil {
 		return err
 	}
-	opts := pebble.NoSync
 	if durable && !c.store.noSync {
-		opts = pebble.Sync
 		for _, n := range ch.written {
 			c.store.seg.noteUnsynced(pageKey{c.id, n})
 		}
@@ -330,10 +328,10 @@ func (ch *change) commit(durable bool) error {
 			}
 		}
 	}
-	if err := ch.b.Commit(opts); err != nil {
+	if err := c.store.commit(ch.b, durable); err != nil {
 		return fmt.Errorf("core %s: %w", c.rec.key.Short(), err)
 	}
-	if opts == pebble.NoSync {
+	if !durable {
 		for _, n := range ch.written {
 			c.store.seg.noteUnsynced(pageKey{c.id, n})
 		}

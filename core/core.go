@@ -606,7 +606,7 @@ func (c *Core) ByteOffset(index uint64) (uint64, error) {
 // SetUserData stores a value under a name that only this store knows of. It is
 // durable with the next Sync, or durable append to any core.
 func (c *Core) SetUserData(name string, value []byte) error {
-	return c.store.db.Set(c.key(prefixUser, []byte(name)), value, pebble.NoSync)
+	return c.store.set(c.key(prefixUser, []byte(name)), value, false)
 }
 
 // UserData returns what SetUserData stored, nil if nothing.

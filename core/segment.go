@@ -28,6 +28,7 @@ type segments struct {
 	dirty   map[uint32]bool
 	pages   map[pageKey]bool // pages whose data is in dirty segments
 	live    map[uint32]int64 // used bytes of each segment
+	found   []uint32         // files that were there at the start
 
 	syncMu sync.Mutex // held while dirty segments are synced
 }
@@ -47,8 +48,9 @@ func openSegments(fsys vfs.FS, dir string) (*segments, error) {
 		return nil, fmt.Errorf("list segments: %w", err)
 	}
 	for _, name := range names {
-		if n, err := strconv.ParseUint(name, 10, 32); err == nil && uint32(n) > s.current {
-			s.current = uint32(n)
+		if n, err := strconv.ParseUint(name, 10, 32); err == nil && n > 0 {
+			s.current = max(s.current, uint32(n))
+			s.found = append(s.found, uint32(n))
 		}
 	}
 	if s.current > 0 {
@@ -143,6 +145,23 @@ func (s *segments) begin() error {
 	return nil
 }
 
+// makeDir makes a directory and those above it, so that they survive a crash.
+func makeDir(fsys vfs.FS, dir string) error {
+	if _, err := fsys.Stat(dir); err == nil {
+		return nil
+	}
+	parent := fsys.PathDir(dir)
+	if parent != dir {
+		if err := makeDir(fsys, parent); err != nil {
+			return err
+		}
+	}
+	if err := fsys.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return syncDir(fsys, parent)
+}
+
 func syncDir(fsys vfs.FS, dir string) error {
 	d, err := fsys.OpenDir(dir)
 	if err != nil {
@@ -170,6 +189,13 @@ func (s *segments) read(segment uint32, offset uint64, b []byte) error {
 func (s *segments) noteUnsynced(k pageKey) {
 	s.mu.Lock()
 	s.pages[k] = true
+	s.mu.Unlock()
+}
+
+// noteDirty makes the next sync include a segment.
+func (s *segments) noteDirty(segment uint32) {
+	s.mu.Lock()
+	s.dirty[segment] = true
 	s.mu.Unlock()
 }
 
@@ -234,6 +260,24 @@ func (s *segments) remove(segment uint32) error {
 	if err := s.fs.Remove(s.path(segment)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove segment %d: %w", segment, err)
 	}
+	return nil
+}
+
+// removeUnknown deletes the files that were there at the start and of which the
+// database knows nothing.
+func (s *segments) removeUnknown() error {
+	for _, n := range s.found {
+		s.mu.Lock()
+		_, known := s.live[n]
+		s.mu.Unlock()
+		if known || n == s.current {
+			continue
+		}
+		if err := s.remove(n); err != nil {
+			return err
+		}
+	}
+	s.found = nil
 	return nil
 }
 

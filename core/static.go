@@ -239,7 +239,7 @@ func (s *Store) movable(r record) error {
 // move makes path the file of a static core.
 func (s *Store) move(dk DiscoveryKey, r record, path string) error {
 	r.path = path
-	if err := s.db.Set(append([]byte{prefixRecord}, dk[:]...), r.encode(), nil); err != nil {
+	if err := s.set(append([]byte{prefixRecord}, dk[:]...), r.encode(), true); err != nil {
 		return err
 	}
 	if c := s.cores[dk]; c != nil {

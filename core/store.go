@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -54,6 +55,9 @@ const (
 	prefixSegment  = 's'
 	prefixUnsynced = 'y'
 )
+
+// maxTables is how many files of the database are open at once.
+const maxTables = 500
 
 // Options are how a store is opened. The zero value is fine.
 type Options struct {
@@ -110,12 +114,25 @@ type Store struct {
 	dir    string
 	fs     vfs.FS
 	db     *pebble.DB
+	files  *pebble.FileCache
 	lock   io.Closer
 	seg    *segments
 	log    *slog.Logger
-	sync   *pebble.WriteOptions // of durable commits
 	noSync bool
 	pages  *pageCache
+
+	commitMu  sync.Mutex // held while a batch enters the database; see commit
+	unlogged  bool       // a batch could not be logged
+	unchecked int        // bytes written since free space was looked at
+	checked   time.Time  // when that was
+	full      error      // what was found
+
+	failed  atomic.Pointer[error] // why nothing can be written any more
+	trouble atomic.Pointer[error] // why nothing can be written for now
+
+	opened    atomic.Bool   // the database is
+	abandoned chan struct{} // closed if it will never be
+	giveUp    sync.Once     // closes it
 
 	primary [32]byte
 
@@ -134,7 +151,7 @@ func OpenStore(dir string, o Options) (*Store, error) {
 	if fsys == nil {
 		fsys = vfs.Default
 	}
-	if err := fsys.MkdirAll(fsys.PathJoin(dir, "blocks"), 0o700); err != nil {
+	if err := makeDir(fsys, fsys.PathJoin(dir, "blocks")); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	lock, err := lockStore(fsys, dir)
@@ -142,12 +159,9 @@ func OpenStore(dir string, o Options) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{
-		dir: dir, fs: fsys, lock: lock, noSync: o.NoSync, sync: pebble.Sync,
+		dir: dir, fs: fsys, lock: lock, noSync: o.NoSync,
 		log: cmp.Or(o.Logger, slog.New(slog.DiscardHandler)), pages: newPageCache(),
 		cores: map[DiscoveryKey]*Core{},
-	}
-	if o.NoSync {
-		s.sync = pebble.NoSync
 	}
 	if err := s.open(o); err != nil {
 		s.closeFiles()
@@ -183,13 +197,18 @@ func lockStore(fsys vfs.FS, dir string) (io.Closer, error) {
 func (s *Store) open(o Options) (err error) {
 	cache := pebble.NewCache(cmp.Or(o.CacheBytes, 8<<20))
 	defer cache.Unref()
-	s.db, err = pebble.Open(s.fs.PathJoin(s.dir, "db"), &pebble.Options{
-		FS:                 s.fs,
+	// Pebble's own one would be gone if opening fails, with goroutines still
+	// using it.
+	s.files = pebble.NewFileCache(2, maxTables)
+	s.db, err = s.openDatabase(s.fs.PathJoin(s.dir, "db"), &pebble.Options{
+		FS:                 databaseFS{s.fs, s},
 		Cache:              cache,
+		FileCache:          s.files,
 		FormatMajorVersion: pebble.FormatValueSeparation,
 		MemTableSize:       uint64(cmp.Or(o.LogBytes, 16<<20)),
 		Merger:             addMerger,
-		Logger:             pebbleLog{s.log},
+		Logger:             pebbleLog{s},
+		EventListener:      s.listener(),
 	})
 	if err != nil {
 		return err
@@ -220,7 +239,7 @@ func (s *Store) checkVersion() error {
 	case err != nil:
 		return err
 	case b == nil:
-		return s.db.Set([]byte{prefixVersion}, []byte{formatVersion}, s.sync)
+		return s.set([]byte{prefixVersion}, []byte{formatVersion}, true)
 	case len(b) != 1 || b[0] != formatVersion:
 		return fmt.Errorf("%w: version %d, this program knows %d", ErrVersion, b, formatVersion)
 	}
@@ -245,13 +264,13 @@ func (s *Store) loadPrimary(want *[32]byte) error {
 		rand.Read(s.primary[:])
 	}
 	// Named cores are nothing without it: durable before any of them exists.
-	return s.db.Set(key, s.primary[:], s.sync)
+	return s.set(key, s.primary[:], true)
 }
 
 // loadLive reads how much of each segment is used and removes those of which
-// nothing is.
+// nothing is, among them files that a crash has left behind.
 func (s *Store) loadLive() error {
-	return s.scan([]byte{prefixSegment}, func(k, v []byte) error {
+	err := s.scan([]byte{prefixSegment}, func(k, v []byte) error {
 		if len(k) != 5 || len(v) != 8 {
 			return errors.New("malformed segment counter")
 		}
@@ -261,13 +280,24 @@ func (s *Store) loadLive() error {
 		}
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	return s.seg.removeUnknown()
 }
 
+// removeSegment removes a segment that nothing uses. That nothing does must be
+// durable before the file goes, and with it whatever was committed till now.
 func (s *Store) removeSegment(n uint32) error {
 	if s.snapshots.Load() > 0 {
 		return nil // the next open will
 	}
-	if err := s.db.Delete(segmentKey(n), pebble.NoSync); err != nil {
+	b := s.db.NewBatch()
+	defer b.Close()
+	if err := b.Delete(segmentKey(n), nil); err != nil {
+		return err
+	}
+	if err := s.commit(b, true); err != nil {
 		return err
 	}
 	return s.seg.remove(n)
@@ -293,7 +323,17 @@ func (s *Store) recover() error {
 			return fmt.Errorf("recover page %d of core number %d: %w", k.number, k.core, err)
 		}
 	}
-	return s.db.DeleteRange([]byte{prefixUnsynced}, []byte{prefixUnsynced + 1}, s.sync)
+	// What was found may be in the operating system's memory only, as after a
+	// kill of the process.
+	if _, err := s.seg.sync(); err != nil {
+		return err
+	}
+	b := s.db.NewBatch()
+	defer b.Close()
+	if err := b.DeleteRange([]byte{prefixUnsynced}, []byte{prefixUnsynced + 1}, nil); err != nil {
+		return err
+	}
+	return s.commit(b, true)
 }
 
 func (s *Store) recoverPage(k pageKey) error {
@@ -311,8 +351,16 @@ func (s *Store) recoverPage(k pageKey) error {
 			continue
 		}
 		block := k.number*pageBlocks + i
-		if _, err := c.readBlock(block); err == nil {
-			continue
+		at, err := c.locate(block)
+		if err == nil && at.run.segment == 0 {
+			continue // in the database, which is as old as the page
+		}
+		if err == nil {
+			var data []byte
+			if data, err = c.fetch(block, at); err == nil && at.holds(data) {
+				s.seg.noteDirty(at.run.segment)
+				continue
+			}
 		}
 		s.log.Warn("block lost in a crash", "core", k.core, "index", block)
 		if err := ch.clear(block, block+1); err != nil {
@@ -382,6 +430,7 @@ func (s *Store) closeFiles() error {
 	var errs []error
 	if s.db != nil {
 		errs = append(errs, s.db.Close())
+		s.files.Unref()
 	}
 	if s.seg != nil {
 		errs = append(errs, s.seg.close())
@@ -398,7 +447,7 @@ func (s *Store) Sync() error {
 		return err
 	}
 	b.LogData([]byte("sync"), nil) // carries the log to the disk
-	return b.Commit(s.sync)
+	return s.commit(b, true)
 }
 
 // syncSegments makes the data of segments durable and notes in b that it is.
@@ -408,6 +457,8 @@ func (s *Store) syncSegments(b *pebble.Batch) error {
 	}
 	pages, err := s.seg.sync()
 	if err != nil {
+		// The next sync may succeed though what this one was for is lost.
+		s.fail(err)
 		return err
 	}
 	for _, k := range pages {
@@ -558,7 +609,7 @@ func (s *Store) rename(dk DiscoveryKey, r record, alias []byte) error {
 	defer b.Close()
 	b.Set(append([]byte{prefixRecord}, dk[:]...), r.encode(), nil)
 	b.Set(alias, dk[:], nil)
-	if err := b.Commit(pebble.NoSync); err != nil {
+	if err := s.commit(b, false); err != nil {
 		return err
 	}
 	if c := s.cores[dk]; c != nil {
@@ -577,7 +628,7 @@ func (s *Store) create(dk DiscoveryKey, r record, alias []byte) error {
 	if alias != nil {
 		b.Set(alias, dk[:], nil)
 	}
-	if err := b.Commit(pebble.NoSync); err != nil {
+	if err := s.commit(b, false); err != nil {
 		return err
 	}
 	s.nextID++
@@ -644,7 +695,7 @@ func (s *Store) createWith(key Key, m Manifest, pairs ...KeyPair) (*Core, error)
 		err = s.create(dk, record{key: key, manifest: &m}, nil)
 	case err == nil && r.manifest == nil:
 		r.manifest = &m
-		err = s.db.Set(append([]byte{prefixRecord}, dk[:]...), r.encode(), pebble.NoSync)
+		err = s.set(append([]byte{prefixRecord}, dk[:]...), r.encode(), false)
 		if c := s.cores[dk]; c != nil {
 			c.setRecord(r)
 		}
@@ -781,17 +832,6 @@ func (m *sum) MergeOlder(v []byte) error { return m.MergeNewer(v) }
 
 func (m *sum) Finish(bool) ([]byte, io.Closer, error) {
 	return binary.BigEndian.AppendUint64(nil, uint64(*m)), nil, nil
-}
-
-// pebbleLog passes on what the database has to complain about.
-type pebbleLog struct{ log *slog.Logger }
-
-func (pebbleLog) Infof(string, ...any) {}
-func (l pebbleLog) Errorf(format string, args ...any) {
-	l.log.Error("database", "err", fmt.Sprintf(format, args...))
-}
-func (l pebbleLog) Fatalf(format string, args ...any) {
-	panic("core: database: " + fmt.Sprintf(format, args...))
 }
 
 // pageCache keeps recently used pages of all cores.
