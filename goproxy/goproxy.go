@@ -80,6 +80,10 @@ const (
 // staleHeader tells that an answer may be out of date.
 const staleHeader = "Pkgswarm-Stale"
 
+// sumPatience is how long a client waits for the checksum database (REL-9). The
+// look-up goes on without it, so that the next try finds an answer.
+const sumPatience = 9 * time.Second
+
 // maxPath bounds the paths that are looked at, in bytes.
 const maxPath = 8 << 10
 
@@ -228,7 +232,9 @@ func (h *handler) serveSumDB(w http.ResponseWriter, r *http.Request) {
 		h.fail(w, r, err)
 		return
 	}
-	body, cache, err := h.sumFile(r.Context(), file)
+	ctx, cancel := context.WithTimeout(r.Context(), sumPatience)
+	defer cancel()
+	body, cache, err := h.sumFile(ctx, file)
 	if err != nil {
 		h.fail(w, r, err)
 		return
