@@ -137,6 +137,8 @@ type Config struct {
 	// AllowRemoval lets a complete source remove more than a tenth of a
 	// registry at once, which otherwise looks like a source that is broken.
 	AllowRemoval bool
+
+	flushEvery int64 // FlushEvery unless a test says otherwise
 }
 
 // An ArtifactFetcher fetches, verifies and keeps the files of versions.
@@ -157,6 +159,9 @@ type Importer struct {
 func New(c Config) *Importer {
 	if c.Workers <= 0 {
 		c.Workers = runtime.GOMAXPROCS(0)
+	}
+	if c.flushEvery == 0 {
+		c.flushEvery = FlushEvery
 	}
 	if c.Report == nil {
 		c.Report = func(Problem) {}

@@ -142,7 +142,7 @@ func (r *run) collect(ctx context.Context, queue <-chan *job) error {
 			return fmt.Errorf("%s %s: %w", r.src.Ecosystem(), res.name, res.err)
 		}
 		r.count(&res)
-		if r.sum.Packages%FlushEvery == 0 {
+		if r.sum.Packages%r.c.flushEvery == 0 {
 			if err := r.flush(ctx); err != nil {
 				return err
 			}
