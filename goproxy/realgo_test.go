@@ -303,3 +303,26 @@ func onPath(part string, f goupstream.Tamper) goupstream.Tamper {
 		next.ServeHTTP(w, r)
 	}
 }
+
+// A GOMODCACHE, and what was downloaded into it, is an upstream as well.
+func TestRealGoFileUpstream(t *testing.T) {
+	if testing.Short() {
+		t.Skip("runs the go command many times")
+	}
+	up := someModules(t)
+	first := newClient(t, up.URL, "off")
+	sum, _, _ := first.session()
+	cache := strings.TrimSpace(first.run("env", "GOMODCACHE"))
+	m := newMirror(t, up, mirrorConfig{proxies: "file://" + cache + "/cache/download", noDB: true})
+	up.Stop()
+	second := newClient(t, m.URL, "off")
+	second.write("go.mod", first.read("go.mod"))
+	second.run("mod", "download")
+	second.run("build", "-o", filepath.Join(second.dir, "bin"), ".")
+	if got := second.read("go.sum"); got != sum {
+		t.Errorf("go.sum\n%s\nwant\n%s", got, sum)
+	}
+	if out, err := second.try("get", "example.com/none@v1.0.0"); err == nil || !strings.Contains(out, "404") {
+		t.Errorf("module that is not there: %v\n%s", err, out)
+	}
+}

@@ -79,23 +79,22 @@ type goSettings struct {
 // origins returns whom the node may ask.
 func (s *goSettings) origins(n *Node) upstream.Config {
 	c := upstream.Config{Scopes: s.scopes, UserAgent: n.userAgent(), Logger: n.log}
-	add := func(url, public string) {
-		if url == public {
+	add := func(url string, public bool) {
+		if public {
 			c.PublicOrigins = append(c.PublicOrigins, url)
 			return
 		}
 		c.Origins = append(c.Origins, url)
 	}
 	for _, p := range s.proxies.Proxies() {
-		add(p, registry.GoProxy)
+		// A network may have its own copy of it, under its name: to be asked for.
+		add(p, p == registry.GoProxy && n.c.GoUpstream == "")
 	}
 	switch name, _, _ := strings.Cut(s.sumKey, "+"); {
 	case s.sumURL != "":
 		c.Origins = append(c.Origins, s.sumURL)
-	case s.sumKey == registry.GoSumDB:
-		add("https://"+name, "https://"+name)
 	case name != "":
-		c.Origins = append(c.Origins, "https://"+name)
+		add("https://"+name, s.sumKey == registry.GoSumDB && n.c.SumDB == "")
 	}
 	return c
 }

@@ -267,6 +267,7 @@ func TestNetrc(t *testing.T) {
 		{"machine a.example login u password p\nmachine b.example\n  login v\n  password q\ndefault login x password y\n",
 			[]Scope{{"https://a.example", Basic("u", "p")}, {"https://b.example", Basic("v", "q")}}, false},
 		{"machine", nil, true},
+		{"machine a%zz login u password p\nmachine b.example login v password q\n", []Scope{{"https://b.example", Basic("v", "q")}}, false},
 		{"", nil, false},
 	} {
 		os.WriteFile(file, []byte(tt.text), 0o600)

@@ -16,7 +16,7 @@ type refusedAddrError struct {
 }
 
 func (e *refusedAddrError) Error() string {
-	return fmt.Sprintf("%s is at %s: configure that address itself if it is meant", e.host, e.addr)
+	return fmt.Sprintf("%s is at %s, where no public registry is: if that is meant, name this upstream in the node's configuration, and a server of this machine by its address", e.host, e.addr)
 }
 
 // dialer returns a function that connects to configured origins and proxies,

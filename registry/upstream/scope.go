@@ -55,7 +55,10 @@ func Netrc(path string) (scopes []Scope, err error) {
 		if m.IsDefault || m.Name == "" || m.Name == "default" || password == "" {
 			continue
 		}
-		scopes = append(scopes, Scope{URL: "https://" + m.Name, Authorization: Basic(login, password)})
+		s := Scope{URL: "https://" + m.Name, Authorization: Basic(login, password)}
+		if _, err := parseScope(s); err == nil { // other programs take other names
+			scopes = append(scopes, s)
+		}
 	}
 	return scopes, nil
 }
