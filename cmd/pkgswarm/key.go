@@ -128,6 +128,9 @@ func newKeyRestoreCommand(s *streams) *cobra.Command {
 				return err
 			}
 			defer f.Close()
+			if _, err := catalog.LoadSeed(d.state); !errors.Is(err, catalog.ErrNoSeed) {
+				return keyError(errors.Join(catalog.ErrSeedExists, err))
+			}
 			pass, err := readPassphrase(s, passFile, false)
 			if err != nil {
 				return err
