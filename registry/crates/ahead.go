@@ -18,8 +18,8 @@ type ahead struct {
 }
 
 type job struct {
-	name  registry.CrateName
-	depth int // steps from what a client asked for
+	name  registry.CrateName // empty: the upstream's config.json, which names where crates are
+	depth int                // steps from what a client asked for
 }
 
 // Run fetches ahead until ctx ends. It returns nil.
@@ -31,6 +31,10 @@ func (s *Crates) Run(ctx context.Context) error {
 			for {
 				select {
 				case j := <-s.ahead.queue:
+					if j.name == "" {
+						s.dl(ctx)
+						continue
+					}
 					if f, err := s.file(ctx, j.name); err == nil {
 						s.lookAhead(f, j.depth)
 					}
@@ -47,6 +51,12 @@ func (s *Crates) Run(ctx context.Context) error {
 func (s *Crates) lookAhead(f *File, depth int) {
 	if s.c.NoAhead || s.c.Upstream == nil || depth >= aheadDepth {
 		return
+	}
+	if depth == 0 && s.ahead.first("") {
+		select {
+		case s.ahead.queue <- job{}:
+		default:
+		}
 	}
 	for _, name := range f.dependencies(depth == 0) {
 		if s.ahead.first(name) {
