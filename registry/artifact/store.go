@@ -330,10 +330,18 @@ func (s *Store) record(sum Sum) (*record, error) {
 	return parseRecord(sum, b)
 }
 
-// resolve returns the record that d leads to, whatever the file's state.
+// resolve returns the record that d leads to, whatever the file's state. The
+// error is a WithdrawnError also for a file that is not here, if d is its SHA-256:
+// it is not to be fetched either.
 func (s *Store) resolve(d Digest) (*record, error) {
 	if d.Alg == SHA256 {
-		return s.record(d.Sum)
+		rec, err := s.record(d.Sum)
+		if errors.Is(err, ErrNotFound) {
+			if w := s.withdrawn(d.Sum); w != nil {
+				return nil, w
+			}
+		}
+		return rec, err
 	}
 	return s.resolveBy('h', d.Sum)
 }

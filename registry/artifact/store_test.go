@@ -369,6 +369,14 @@ func TestWithdrawn(t *testing.T) { // SEC-19
 	if _, err := s.CheckShared(info.Digest()); !errors.Is(err, ErrNotFound) || len(cores.keys) != 0 {
 		t.Errorf("CheckShared = %v, shared %v", err, cores.keys)
 	}
+	absent := digestOf([]byte("comes later"))
+	if err := s.Withdraw(Sum(absent.Sum), "malware"); err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Open(absent)
+	if _, ok := errors.AsType[*WithdrawnError](err); !ok {
+		t.Errorf("Open of a withdrawn file that is not here = %v, want a WithdrawnError", err)
+	}
 	if err := s.Restore(info.SHA256); err != nil {
 		t.Fatal(err)
 	}
