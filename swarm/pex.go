@@ -30,10 +30,10 @@ const (
 	pexVersion  = 1
 	pexPeers    = 0 // message type
 
-	pexInterval = 10 * time.Second // between messages to a peer, about
-	pexBatch    = 32               // peers in one message that we send
-	maxPEXBatch = 128              // and that we take
-	maxPEXTold  = 1024             // peers that we have told a peer of and remember
+	pexPause    = time.Second // between messages to a peer, at least
+	pexBatch    = 32          // peers in one message that we send
+	maxPEXBatch = 128         // and that we take
+	maxPEXTold  = 1024        // peers that we have told a peer of and remember
 
 	// A peer may name pexBurst peers at once, and one more every pexEvery; what is
 	// more is ignored.
@@ -91,7 +91,7 @@ func (p *pex) Opened(handshake []byte) error {
 	if port > 0 && !p.c.info.Dialled {
 		if ip, ok := addrIP(p.c.info.Address); ok {
 			p.s.mu.Lock()
-			p.c.listens = netip.AddrPortFrom(ip, uint16(port))
+			p.s.setListens(p.c, netip.AddrPortFrom(ip, uint16(port)))
 			p.s.mu.Unlock()
 		}
 	}
@@ -159,18 +159,41 @@ func (p *pex) tell(ctx context.Context) {
 		return
 	}
 	for {
-		if addrs := p.news(); len(addrs) > 0 {
-			if p.ch.Send(pexPeers, appendPEX(nil, addrs)) != nil {
+		changed := p.s.peersChanged()
+		addrs := p.news()
+		if len(addrs) > 0 && p.ch.Send(pexPeers, appendPEX(nil, addrs)) != nil {
+			return
+		}
+		if len(addrs) < pexBatch {
+			select {
+			case <-ctx.Done():
 				return
+			case <-changed:
 			}
 		}
-		timer := time.NewTimer(jitter(pexInterval))
+		timer := time.NewTimer(jitter(pexPause))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
 			return
 		case <-timer.C:
 		}
+	}
+}
+
+// peersChanged returns a channel that is closed when there is one more peer to tell
+// of.
+func (s *Swarm) peersChanged() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changed
+}
+
+// setListens notes where others can dial c. s.mu is held.
+func (s *Swarm) setListens(c *conn, a netip.AddrPort) {
+	if c.listens = a; a.IsValid() {
+		close(s.changed)
+		s.changed = make(chan struct{})
 	}
 }
 

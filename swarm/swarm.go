@@ -142,6 +142,7 @@ type Swarm struct {
 	targets    map[string]*target // by address
 	bans       map[string]*ban    // by key or address
 	wake       chan struct{}      // a target was added
+	changed    chan struct{}      // closed when a peer can be told of
 }
 
 // A conn is an established connection.
@@ -183,6 +184,7 @@ func New(c Config) (*Swarm, error) {
 		targets:    map[string]*target{},
 		bans:       map[string]*ban{},
 		wake:       make(chan struct{}, 1),
+		changed:    make(chan struct{}),
 	}
 	for _, p := range c.Peers {
 		a, err := transport.Parse(p)
@@ -467,9 +469,6 @@ func (s *Swarm) connect(ctx context.Context, raw net.Conn, t *target, bucket str
 		info:   PeerInfo{Key: stream.Remote(), Address: raw.RemoteAddr().String(), Dialled: t != nil, Since: time.Now()},
 		target: t, bucket: bucket, mux: protomux.New(stream),
 	}
-	if t != nil {
-		c.listens = dialledAt(t)
-	}
 	if err := s.enter(c); err != nil {
 		stream.Close()
 		return err
@@ -561,7 +560,7 @@ func (s *Swarm) enter(c *conn) error {
 			return errDuplicate
 		}
 		old.mux.Close(errDuplicate)
-		s.conns[c.info.Key] = c
+		s.put(c)
 		return nil
 	}
 	in, out := 0, 0
@@ -575,8 +574,16 @@ func (s *Swarm) enter(c *conn) error {
 	if c.info.Dialled && out >= s.c.MaxOut || !c.info.Dialled && in >= s.c.MaxIn {
 		return errFull
 	}
-	s.conns[c.info.Key] = c
+	s.put(c)
 	return nil
+}
+
+// put makes c the connection to its peer. s.mu is held.
+func (s *Swarm) put(c *conn) {
+	s.conns[c.info.Key] = c
+	if c.target != nil {
+		s.setListens(c, dialledAt(c.target))
+	}
 }
 
 func (s *Swarm) exit(c *conn) {

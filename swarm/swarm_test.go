@@ -24,7 +24,13 @@ import (
 	"github.com/pkgswarm/pkgswarm/swarm/transport"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(netnsNode) != "" {
+		runNetnsNode(os.Getenv(netnsNode), os.Stdin, os.Stdout)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func key(i byte) ed25519.PrivateKey {
 	return ed25519.NewKeyFromSeed(bytes.Repeat([]byte{i}, 32))

@@ -41,7 +41,7 @@ func (f *serveFlags) add(cmd *cobra.Command) {
 	fs.StringVar(&f.diskCap, "disk-cap", "", "most `BYTES` of artifacts, such as 500GB (default: no bound)")
 	fs.StringVar(&f.minFree, "min-free", "256MiB", "`BYTES` of free disk space to leave alone")
 	fs.StringSliceVar(&f.registries, "registry", nil, "registry `KEY` of an operator; several, and agree=N if N of them must agree, are separated by commas")
-	fs.StringVar(&f.node.SwarmListen, "swarm-listen", "", "`ADDRESS` for peers (default: peers are dialled only)")
+	fs.StringVar(&f.node.SwarmListen, "swarm-listen", "", "`ADDRESS` for peers (default: any port with --lan, else none)")
 	fs.StringSliceVar(&f.node.Peers, "peer", nil, "`ADDRESS` of a peer, or a name that resolves to many; may be repeated")
 	fs.BoolVar(&f.node.LAN, "lan", true, "find peers on the local network")
 	fs.BoolVar(&f.node.PeerExchange, "peer-exchange", true, "learn of peers from peers, and tell them of each other")

@@ -35,8 +35,8 @@ func (n *Node) upstreamLine() string {
 // peersLine says who the peers are, and whether the local network is searched.
 func (n *Node) peersLine() string {
 	var parts []string
-	if n.c.SwarmListen != "" {
-		parts = append(parts, "listening on "+n.c.SwarmListen)
+	if addr := n.SwarmAddr(); addr != "" {
+		parts = append(parts, "listening on "+addr)
 	}
 	if len(n.c.Peers) > 0 {
 		parts = append(parts, "dialling "+strings.Join(n.c.Peers, " "))

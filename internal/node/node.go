@@ -82,7 +82,7 @@ type Config struct {
 	Registries []core.Key // operators' catalogs, in the order of preference
 	Agree      int        // how many operators must agree; 0 or 1: any will do
 
-	SwarmListen    string   // address for peers; empty: none
+	SwarmListen    string   // address for peers; empty: any port with LAN, else none
 	Peers          []string // addresses of peers
 	LAN            bool     // discover peers on the local network
 	PeerExchange   bool     // learn of peers from peers, and tell them of each other

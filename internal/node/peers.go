@@ -52,8 +52,11 @@ func (n *Node) openSwarm() error {
 			return n.exchange.Attach(m, exchange.PeerKey(p.Key), n.fleet)
 		}}},
 	}
-	if n.c.SwarmListen != "" {
+	switch {
+	case n.c.SwarmListen != "":
 		c.Listen = []string{n.c.SwarmListen}
+	case n.c.LAN:
+		c.Listen = []string{":0"} // or nobody on the network could be found
 	}
 	if n.c.FleetTokenFile != "" {
 		token, err := readSecret(n.c.FleetTokenFile)
