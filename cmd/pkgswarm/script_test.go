@@ -28,9 +28,10 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits":   exits,
-			"key":     key,
-			"waitfor": waitFor,
+			"exits":    exits,
+			"key":      key,
+			"waitfor":  waitFor,
+			"waitnode": waitNode,
 
 			"background": background,
 			"interrupt":  interrupt,
@@ -120,4 +121,19 @@ func waitFor(ts *testscript.TestScript, _ bool, args []string) {
 		time.Sleep(20 * time.Millisecond) // another process's start cannot be faked
 	}
 	ts.Fatalf("%s does not say where it listens", args[0])
+}
+
+// waitnode FILE URL waits until FILE has the lines of a node that is ready, and sets
+// an environment variable to its address.
+func waitNode(ts *testscript.TestScript, _ bool, args []string) {
+	for range 500 {
+		first, rest, _ := strings.Cut(ts.ReadFile(args[0]), "\n")
+		if _, url, ok := strings.Cut(first, " is ready at "); ok && strings.Contains(rest, "  peers ") {
+			ts.Setenv(args[1], url)
+			ts.Setenv(args[1]+"_ADDR", strings.TrimPrefix(url, "http://"))
+			return
+		}
+		time.Sleep(20 * time.Millisecond) // another process's start cannot be faked
+	}
+	ts.Fatalf("%s: the node is not ready", args[0])
 }
