@@ -593,3 +593,29 @@ func TestCargoIndex(t *testing.T) {
 		}
 	}
 }
+
+// TestDashboard: the page and its files come with a policy that forbids inline
+// script, and the page has none. SEC-51
+func TestDashboard(t *testing.T) {
+	n := start(t, config(t, newRegistry(t), t.TempDir()))
+	for path, want := range map[string]string{"/": "text/html", "/dashboard/style.css": "text/css", "/dashboard/dashboard.js": "text/javascript"} {
+		resp, err := client.Get(n.URL() + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		csp := resp.Header.Get("Content-Security-Policy")
+		if resp.StatusCode != 200 || !strings.HasPrefix(resp.Header.Get("Content-Type"), want) || !strings.Contains(csp, "default-src 'none'") || strings.Contains(csp, "unsafe") {
+			t.Errorf("%s = %d %v", path, resp.StatusCode, resp.Header)
+		}
+		for _, bad := range []string{"<script>", "style=", "onclick", "onload", "innerHTML", "http://", "https://"} {
+			if strings.Contains(string(b), bad) {
+				t.Errorf("%s has %q", path, bad)
+			}
+		}
+	}
+	if status, _, _ := n.get("/dashboard/index.html"); status != 404 {
+		t.Errorf("/dashboard/index.html = %d", status)
+	}
+}
