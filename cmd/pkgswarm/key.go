@@ -43,12 +43,17 @@ func printRegistryKey(s *streams, seed catalog.Seed, asJSON bool) error {
 
 func newKeyNewCommand(s *streams) *cobra.Command {
 	var d dirs
-	asJSON := false
+	var asJSON, keep bool
 	cmd := &cobra.Command{
 		Use:   "new",
 		Short: "Make a seed and print the registry key",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
+			if keep {
+				if old, err := catalog.LoadSeed(d.state); err == nil {
+					return printRegistryKey(s, old, asJSON)
+				}
+			}
 			seed := catalog.NewSeed()
 			if err := catalog.SaveSeed(d.state, seed); err != nil {
 				return keyError(err)
@@ -59,6 +64,7 @@ func newKeyNewCommand(s *streams) *cobra.Command {
 	}
 	d.addFlags(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
+	cmd.Flags().BoolVar(&keep, "keep", false, "if there is a seed already, print its registry key")
 	return cmd
 }
 
