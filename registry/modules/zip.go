@@ -1,0 +1,93 @@
+package modules
+
+import (
+	"context"
+	"errors"
+
+	"golang.org/x/mod/module"
+
+	"github.com/pkgswarm/pkgswarm/registry/artifact"
+	"github.com/pkgswarm/pkgswarm/registry/fetch"
+	"github.com/pkgswarm/pkgswarm/registry/sumdb"
+	"github.com/pkgswarm/pkgswarm/registry/upstream"
+)
+
+// Zip returns the zip of a canonical version. The caller closes it. Errors are
+// those of Mod and of [fetch.Fetcher].
+func (m *Modules) Zip(ctx context.Context, path, version string) (*fetch.Body, error) {
+	r, err := m.route(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.refuse(ctx, path, version); err != nil {
+		return nil, err
+	}
+	esc, err := module.EscapePath(path)
+	if err != nil {
+		return nil, &upstream.Error{URL: path, Class: upstream.ErrNotFound, Err: err}
+	}
+	escVersion, err := module.EscapeVersion(version)
+	if err != nil {
+		return nil, &upstream.Error{URL: path, Class: upstream.ErrNotFound, Err: err}
+	}
+	a := &fetch.Artifact{
+		Name:     r.prefix + esc + "@" + escVersion + ".zip",
+		Private:  !r.sums,
+		MaxBytes: artifact.MaxZip,
+	}
+	if m.conf.Upstream != nil && !onlyHeld(ctx) {
+		a.Upstream = func(ctx context.Context) (*fetch.Download, error) {
+			return m.openZip(ctx, r, esc+"/@v/"+escVersion+".zip")
+		}
+	}
+	v := module.Version{Path: path, Version: version}
+	if !r.sums {
+		return m.unlistedZip(ctx, a)
+	}
+	if rec, ok := m.conf.Sums.Held(v); ok {
+		if d, err := artifact.ParseH1(rec.Zip); err == nil {
+			a.Known = []artifact.Digest{d}
+		}
+	}
+	a.Digests = func(ctx context.Context) ([]artifact.Digest, error) {
+		rec, err := m.vouch(ctx, v)
+		if err != nil {
+			return nil, err
+		}
+		d, err := artifact.ParseH1(rec.Zip)
+		return []artifact.Digest{d}, err
+	}
+	b, err := m.conf.Zips.Fetch(ctx, a)
+	if errors.Is(err, ErrUnproven) {
+		// Neither vouched for nor, perhaps, existing.
+		if _, modErr := m.Mod(ctx, path, version); errors.Is(modErr, upstream.ErrNotFound) {
+			return nil, modErr
+		}
+	}
+	return b, m.zipError(ctx, v, err)
+}
+
+// zipError logs what is wrong with a zip, and translates what only fetch knows.
+func (m *Modules) zipError(ctx context.Context, v module.Version, err error) error {
+	var bad *fetch.BadBytesError
+	switch {
+	case errors.As(err, &bad), errors.Is(err, ErrUnproven), errors.Is(err, sumdb.ErrMismatch), errors.Is(err, sumdb.ErrFork):
+		m.log.Error("module zip refused", "module", v.Path, "version", v.Version, "err", err)
+	case errors.Is(err, fetch.ErrUnavailable) && onlyHeld(ctx):
+		return ErrNotHeld
+	}
+	return err
+}
+
+func (m *Modules) openZip(ctx context.Context, r route, name string) (*fetch.Download, error) {
+	var d *fetch.Download
+	err := r.list.try(ctx, func(base string, hurry bool) error {
+		s, err := m.conf.Upstream.Open(ctx, upstream.Request{URL: base + "/" + name, Kind: kind(upstream.ModuleZip, hurry), Once: hurry})
+		if err != nil {
+			return err
+		}
+		d = &fetch.Download{ReadCloser: s, Size: s.Size}
+		return nil
+	})
+	return d, err
+}
