@@ -149,6 +149,14 @@ func (f databaseFile) SyncTo(n int64) (full bool, err error) {
 	return full, err
 }
 
+// maxPreallocate is how much space a log takes in advance, in bytes; Pebble wants
+// more than a whole memory table, which is much for a store of a few cores.
+const maxPreallocate = 1 << 20
+
+func (f databaseFile) Preallocate(off, n int64) error {
+	return f.File.Preallocate(off, min(n, maxPreallocate))
+}
+
 type databaseDir struct {
 	vfs.File
 	s *Store
