@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -80,6 +81,14 @@ const (
 	maxStates   = 4096             // folded logs kept in memory
 	pollEvery   = 30 * time.Second // between questions for a longer catalog
 	logDeadline = 20 * time.Second // for one package log from peers
+
+	// Peers that have a log tell its head in a round trip or two. If none does
+	// in headDeadline, they are given only headHurry for absentFor: with all
+	// seeders away, each of the hundreds of packages of a build would cost its
+	// user that wait otherwise.
+	headDeadline = 2 * time.Second
+	headHurry    = 50 * time.Millisecond
+	absentFor    = 10 * time.Second
 )
 
 // A Registry answers from signed catalogs. Its methods may be called
@@ -89,6 +98,9 @@ type Registry struct {
 	followers []*follower
 	states    *lru.Cache[stateKey, *pkglog.State]
 	flight    singleflight.Group
+
+	headDeadline time.Duration // the constant but in tests
+	absentUntil  atomic.Int64  // Unix nanoseconds: no peer had a log before
 }
 
 // stateKey names a log at a length by what it commits to.
@@ -107,7 +119,7 @@ func New(c Config) *Registry {
 	if err != nil {
 		panic("signed: " + err.Error()) // the size is positive
 	}
-	r := &Registry{c: c, states: states}
+	r := &Registry{c: c, states: states, headDeadline: headDeadline}
 	for _, k := range c.Keys {
 		r.followers = append(r.followers, newFollower(r, k))
 	}
@@ -268,13 +280,8 @@ func (r *Registry) fetch(ctx context.Context, e catalog.Entry, h pkglog.Header) 
 		return nil, err
 	}
 	defer log.Close()
-	if log.Tree().Length < e.Length {
-		if err := log.Update(ctx); err != nil {
-			return nil, fmt.Errorf("log of %s: %w", h.Name(), err)
-		}
-	}
-	if n := log.Tree().Length; n < e.Length {
-		return nil, fmt.Errorf("log of %s: peers have %d of %d blocks", h.Name(), n, e.Length)
+	if err := r.reach(ctx, log, e.Length); err != nil {
+		return nil, fmt.Errorf("log of %s: %w", h.Name(), err)
 	}
 	if err := log.Download(ctx, 0, e.Length); err != nil {
 		return nil, fmt.Errorf("log of %s: %w", h.Name(), err)
@@ -284,4 +291,31 @@ func (r *Registry) fetch(ctx context.Context, e catalog.Entry, h pkglog.Header) 
 		return nil, fmt.Errorf("%w: %w", ErrOperator, err)
 	}
 	return s, err
+}
+
+// reach waits until a log has length blocks in its tree, not long if no peer
+// seems to have logs.
+func (r *Registry) reach(ctx context.Context, log Replica, length uint64) error {
+	if log.Tree().Length >= length {
+		return nil
+	}
+	patience := r.headDeadline
+	if time.Now().UnixNano() < r.absentUntil.Load() {
+		patience = min(patience, headHurry)
+	}
+	asked, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err := log.Update(asked)
+	n := log.Tree().Length
+	if n >= length {
+		r.absentUntil.Store(0)
+		return nil
+	}
+	if asked.Err() != nil {
+		r.absentUntil.Store(time.Now().Add(absentFor).UnixNano())
+	}
+	if err == nil {
+		err = fmt.Errorf("peers have %d of %d blocks", n, length)
+	}
+	return err
 }

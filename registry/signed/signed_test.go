@@ -633,3 +633,52 @@ func TestAgree(t *testing.T) {
 		c.wantErr("none", fs.ErrNotExist)
 	})
 }
+
+// silentPeers never tell about package logs.
+type silentPeers struct {
+	*stores
+	catalog core.Key
+	waited  time.Duration // longest
+}
+
+type silentReplica struct {
+	*storeReplica
+	p *silentPeers
+}
+
+func (p *silentPeers) Replica(key core.Key) (Replica, error) {
+	r, err := p.stores.Replica(key)
+	if err != nil || key == p.catalog {
+		return r, err
+	}
+	return &silentReplica{r.(*storeReplica), p}, nil
+}
+
+func (r *silentReplica) Update(ctx context.Context) error {
+	deadline, _ := ctx.Deadline()
+	r.p.waited = max(r.p.waited, time.Until(deadline))
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// TestSilentPeers: with nobody who has the logs, a build waits once, not for each
+// of its packages. SEC-23
+func TestSilentPeers(t *testing.T) {
+	o := newOperator(t, 1)
+	o.publish("serde", v1)
+	o.publish("libc", l1)
+	c := newClient(t, t.TempDir(), 0, []core.Key{o.w.Key()}, o.store)
+	p := &silentPeers{stores: c.peers, catalog: o.w.Key()}
+	c.c.Peers = p
+	c.headDeadline = 200 * time.Millisecond
+	c.turn()
+	c.wantErr("serde", context.DeadlineExceeded)
+	if p.waited <= headHurry {
+		t.Errorf("peers were given %v", p.waited)
+	}
+	p.waited = 0
+	c.wantErr("libc", context.DeadlineExceeded)
+	if p.waited > headHurry {
+		t.Errorf("peers were given %v after they had not answered", p.waited)
+	}
+}
