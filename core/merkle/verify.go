@@ -188,7 +188,7 @@ func (b *Batch) upgrade(p *UpgradeProof, prologue *Prologue, climbed *Node) (use
 			return false, err
 		}
 	}
-	b.Signature = p.Signature
+	b.Signature = slices.Clone(p.Signature) // p may live in a buffer that is used again
 	return q.extra == nil, nil
 }
 

@@ -146,6 +146,9 @@ func (f *feed) pump() {
 		return
 	}
 	for _, p := range f.ranked() {
+		if f.reorg == nil {
+			f.checkFork(p)
+		}
 		f.fill(p)
 	}
 }

@@ -294,6 +294,11 @@ func (f *feed) opened(p *peer, seeks bool) {
 	p.open, p.seeks = true, seeks
 	p.canProve = f.tree.Fork == 0
 	f.sendSync(p)
+	f.tellContiguous(p)
+}
+
+// tellContiguous announces the blocks that we have from the first on.
+func (f *feed) tellContiguous(p *peer) {
 	if c := min(f.core.ContiguousLength(), f.tree.Length); c > 0 {
 		f.tell(p, rangeMessage{start: 0, length: c})
 	}
@@ -324,6 +329,9 @@ func (f *feed) updateSync(p *peer) {
 		p.canProve = f.canProve(p)
 	}
 	t := p.told
+	if !t.downloading && f.downloading() {
+		p.asked = nil // peers tell only those who download
+	}
 	if t.fork != f.tree.Fork || t.length != f.tree.Length || t.downloading != f.downloading() ||
 		t.allowPush != f.allowsPush() || t.canUpgrade != p.canProve || t.hasManifest != (f.known && !f.compat()) {
 		f.sendSync(p)
@@ -486,6 +494,7 @@ func (f *feed) tellChange(p *peer, ch change, contiguous uint64) {
 		return
 	}
 	if ch.dropped {
+		p.toldAll = min(p.toldAll, ch.start)
 		f.tell(p, rangeMessage{start: ch.start, length: ch.end - ch.start, drop: true})
 		return
 	}

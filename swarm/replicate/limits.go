@@ -90,6 +90,10 @@ const (
 	// is under suspicion.
 	headTimeout = 10 * time.Second
 
+	// refusalTime is how long a peer that did not have a block, though it had
+	// announced it, is not asked for it again.
+	refusalTime = 5 * time.Second
+
 	// rttWindow is how long the least round trip measured counts.
 	rttWindow = 30 * time.Second
 )

@@ -45,21 +45,23 @@ type peer struct {
 	canProve bool
 	toldAll  uint64 // length at which it was told that we have all blocks
 
-	inFlight map[uint64]*request // by id
-	order    []*request          // oldest first; may hold ones that are done
-	heard    time.Time           // last answer
-	strikes  int                 // unasked or useless messages
-	invalid  int                 // requests that nobody could answer; counted by the writer
-	refused  map[uint64]struct{} // blocks it did not have though it seemed so; bounded
-	failures int                 // upgrades it promised and did not deliver
-	pardoned int                 // answers that may still come to requests we cancelled
-	paused   bool                // sent a wrong proof that may be explained yet
-	blamed   error               // the wrong proof
-	stalled  bool
-	work     chunk               // what it downloads of a range
-	help     int                 // chunks it may be asked for now though others could bring them
-	helped   int                 // what help began with the last time
-	promised map[uint64]*request // tree nodes that answers in flight will bring
+	inFlight   map[uint64]*request // by id
+	order      []*request          // oldest first; may hold ones that are done
+	heard      time.Time           // last answer
+	strikes    int                 // unasked or useless messages
+	invalid    int                 // requests that nobody could answer; counted by the writer
+	refused    map[uint64]struct{} // blocks it did not have though it seemed so; bounded
+	refusedAt  time.Time           // when the first of them was refused
+	forkDenied bool                // it did not show the history of its fork
+	failures   int                 // upgrades it promised and did not deliver
+	pardoned   int                 // answers that may still come to requests we cancelled
+	paused     bool                // sent a wrong proof that may be explained yet
+	blamed     error               // the wrong proof
+	stalled    bool
+	work       chunk               // what it downloads of a range
+	help       int                 // chunks it may be asked for now though others could bring them
+	helped     int                 // what help began with the last time
+	promised   map[uint64]*request // tree nodes that answers in flight will bring
 
 	checked   uint64    // our histories are known to agree up to this length
 	checkedAt time.Time // when a head was last asked for
@@ -167,9 +169,15 @@ func (f *feed) onSync(p *peer, m syncMessage) error {
 		p.checked = min(p.checked, m.length)
 	} else if p.synced && m.fork != p.fork {
 		p.have.truncate(min(p.have.contiguous, m.length))
+		p.refused = nil
 		p.checked = 0
 	}
 	first := !p.synced
+	if m.fork != p.fork || m.length != p.length {
+		p.failures = 0
+	}
+	p.forkDenied = false
+	resumed := p.synced && !p.downloading && m.downloading
 	p.synced = true
 	p.fork, p.length = m.fork, m.length
 	p.canUpgrade, p.uploading, p.downloading = m.canUpgrade, m.uploading, m.downloading
@@ -190,6 +198,9 @@ func (f *feed) onSync(p *peer, m syncMessage) error {
 		f.sendSync(p)
 	} else {
 		f.updateSync(p)
+	}
+	if resumed {
+		f.tellContiguous(p)
 	}
 	f.checkHead(p)
 	f.checkFork(p)

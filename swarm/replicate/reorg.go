@@ -17,7 +17,7 @@ type reorg struct {
 
 // checkFork begins a reorg if p has a higher fork. f.mu is held.
 func (f *feed) checkFork(p *peer) {
-	if !p.open || !p.synced || p.gone || p.paused || !p.uploading || p.length == 0 || p.fork <= f.tree.Fork || f.frozen {
+	if !p.open || !p.synced || p.gone || p.paused || p.stalled || p.forkDenied || !p.uploading || p.length == 0 || p.fork <= f.tree.Fork || f.frozen {
 		return
 	}
 	if !f.allowsReorg() {
@@ -92,7 +92,7 @@ func (f *feed) forked() {
 				f.giveUp(req)
 			}
 		}
-		p.work = chunk{}
+		p.work, p.refused = chunk{}, nil
 	}
 	f.heads = nil
 	f.treeChanged()

@@ -177,7 +177,7 @@ func (f *feed) tick() {
 		return
 	}
 	now := time.Now()
-	busy := len(f.urgent) > 0 || len(f.retry) > 0 || len(f.seeks) > 0 || len(f.heads) > 0
+	busy := len(f.ranges) > 0 || len(f.urgent) > 0 || len(f.retry) > 0 || len(f.seeks) > 0 || len(f.heads) > 0
 	for _, p := range slices.Clone(f.peers) {
 		f.watchPeer(p, now)
 		busy = busy || len(p.inFlight) > 0 || f.headToCheck(p) > 0
@@ -191,6 +191,9 @@ func (f *feed) tick() {
 // watchPeer looks at the requests of one peer.
 func (f *feed) watchPeer(p *peer, now time.Time) {
 	f.checkHead(p)
+	if p.refused != nil && now.Sub(p.refusedAt) > refusalTime {
+		p.refused = nil
+	}
 	timeout := p.c.timeout()
 	for _, req := range p.order {
 		if p.inFlight[req.id] != req || req.late {
@@ -282,7 +285,7 @@ func (p *peer) refuse(i uint64) {
 		return
 	}
 	if p.refused == nil {
-		p.refused = make(map[uint64]struct{})
+		p.refused, p.refusedAt = make(map[uint64]struct{}), time.Now()
 	}
 	p.refused[i] = struct{}{}
 }
@@ -481,6 +484,9 @@ func (f *feed) accepted(p *peer, req *request, proof *merkle.Proof, applied core
 		f.refresh()
 		f.signal()
 	}
+	if p.strikes > 0 {
+		p.strikes-- // answers cross changes of the tree now and then
+	}
 	if proof.Block != nil {
 		p.have.add(proof.Block.Index, proof.Block.Index+1)
 		f.arrived(proof.Block.Index, proof.Block.Index+1)
@@ -507,7 +513,7 @@ func (f *feed) refused(p *peer, req *request, err error) error {
 			req.block.timid = true
 		}
 		f.giveUp(req)
-		if !req.bold {
+		if !req.bold && req.id != 0 {
 			// The tree may have changed meanwhile; else it is the peer's fault.
 			if err := p.strike(); err != nil {
 				return err
@@ -534,7 +540,9 @@ func (f *feed) refused(p *peer, req *request, err error) error {
 func (f *feed) deny(p *peer, req *request) {
 	switch req.why {
 	case forBlock:
-		p.refuse(req.msg.Block.Index)
+		if req.msg.Fork == p.fork {
+			p.refuse(req.msg.Block.Index)
+		}
 	case forUpgrade:
 		if req.msg.Block != nil {
 			p.refuse(req.msg.Block.Index) // it may be for that alone
@@ -542,6 +550,8 @@ func (f *feed) deny(p *peer, req *request) {
 		}
 		p.failures++
 		p.canUpgrade = false // until it says so again
+	case forReorg:
+		p.forkDenied = true // until it says so again
 	case forManifest:
 		p.hasManifest = false
 	case forSeek:

@@ -235,6 +235,7 @@ func (s *Session) download(ctx context.Context, lo, hi uint64, linear bool) erro
 	if !d.over {
 		f.ranges = append(f.ranges, d)
 		f.pump()
+		f.arm()
 	}
 	f.mu.Unlock()
 

@@ -37,8 +37,8 @@ const (
 // protocol is the name of the channel in protomux.
 const protocol = "hypercore/alpha"
 
-// flag returns bit if set, else 0.
-func flag(set bool, bit uint64) uint64 {
+// flagBit returns bit if set, else 0.
+func flagBit(set bool, bit uint64) uint64 {
 	if set {
 		return bit
 	}
@@ -52,7 +52,7 @@ type handshake struct {
 }
 
 func (h handshake) append(b []byte) []byte {
-	b = compact.AppendUint(b, flag(h.seeks, 1))
+	b = compact.AppendUint(b, flagBit(h.seeks, 1))
 	return append(b, h.capability[:]...)
 }
 
@@ -72,8 +72,8 @@ type syncMessage struct {
 }
 
 func (m syncMessage) append(b []byte) []byte {
-	b = compact.AppendUint(b, flag(m.canUpgrade, 1)|flag(m.uploading, 2)|flag(m.downloading, 4)|
-		flag(m.hasManifest, 8)|flag(m.allowPush, 16))
+	b = compact.AppendUint(b, flagBit(m.canUpgrade, 1)|flagBit(m.uploading, 2)|flagBit(m.downloading, 4)|
+		flagBit(m.hasManifest, 8)|flagBit(m.allowPush, 16))
 	b = compact.AppendUint(b, m.fork)
 	b = compact.AppendUint(b, m.length)
 	return compact.AppendUint(b, m.remoteLength)
@@ -104,7 +104,7 @@ type noDataMessage struct{ id, reason uint64 }
 
 func (m noDataMessage) append(b []byte) []byte {
 	b = compact.AppendUint(b, m.id)
-	b = compact.AppendUint(b, flag(m.reason != 0, 1))
+	b = compact.AppendUint(b, flagBit(m.reason != 0, 1))
 	if m.reason != 0 {
 		b = compact.AppendUint(b, m.reason)
 	}
@@ -168,7 +168,7 @@ type rangeMessage struct {
 }
 
 func (m rangeMessage) append(b []byte) []byte {
-	b = compact.AppendUint(b, flag(m.drop, 1)|flag(m.length == 1, 2))
+	b = compact.AppendUint(b, flagBit(m.drop, 1)|flagBit(m.length == 1, 2))
 	b = compact.AppendUint(b, m.start)
 	if m.length != 1 {
 		b = compact.AppendUint(b, m.length)
