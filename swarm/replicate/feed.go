@@ -451,6 +451,7 @@ func (f *feed) announce() {
 	}
 	if f.refresh() {
 		f.signal()
+		f.moveSeeks()
 	}
 	contiguous := f.core.ContiguousLength()
 	for _, p := range f.peers {
@@ -525,6 +526,7 @@ func (f *feed) treeChanged() {
 		return
 	}
 	f.signal()
+	f.moveSeeks()
 	for _, p := range f.peers {
 		f.updateSync(p)
 	}

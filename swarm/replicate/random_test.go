@@ -16,9 +16,9 @@ var oneSeed = flag.Uint64("seed", 0, "run TestRandomNetwork with this seed only"
 // each other, read, download and stop wanting the core, all at random. When the
 // network is whole again, everybody must get everything. REL-11
 func TestRandomNetwork(t *testing.T) {
-	seeds := uint64(1000)
+	seeds := uint64(400)
 	if testing.Short() {
-		seeds = 60
+		seeds = 40
 	}
 	if *oneSeed != 0 {
 		randomNetwork(t, *oneSeed)

@@ -134,6 +134,9 @@ func (f *feed) giveUp(req *request) {
 	if b := req.block; b != nil {
 		f.requeue(b)
 	}
+	if req.seek != nil {
+		f.stepSeek(req.seek)
+	}
 	if req.p.checking && req.why == forHead {
 		req.p.checking = false
 	}

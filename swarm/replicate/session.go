@@ -371,6 +371,9 @@ const maxSeekSteps = 64
 
 // stepSeek looks at the stored nodes again. f.mu is held.
 func (f *feed) stepSeek(k *seek) {
+	if k.over {
+		return
+	}
 	pos, err := merkle.Seek(f.tree, f.core, k.bytes, 0)
 	if k.steps++; err == nil && k.steps > maxSeekSteps {
 		err = merkle.ErrNotStored
@@ -379,6 +382,14 @@ func (f *feed) stepSeek(k *seek) {
 	if err != nil || pos.Found {
 		k.end(err)
 		f.seeks = slices.DeleteFunc(f.seeks, func(o *seek) bool { return o == k })
+	}
+}
+
+// moveSeeks begins all seeks anew after the tree has changed. f.mu is held.
+func (f *feed) moveSeeks() {
+	for _, k := range slices.Clone(f.seeks) {
+		k.steps = 0
+		f.stepSeek(k)
 	}
 }
 
