@@ -2,6 +2,8 @@ package crates
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -90,16 +92,17 @@ func (a *ahead) first(name registry.CrateName) bool {
 // asked for itself.
 func (f *File) dependencies(optional bool) []registry.CrateName {
 	const ranges = 2
-	var names []registry.CrateName
-	seen := make(map[string]bool) // ranges
-	have := make(map[registry.CrateName]bool)
-	for i := len(f.Lines) - 1; i >= 0 && len(seen) < ranges; i-- {
-		l := f.Lines[i]
-		if r := compatible(l.Vers); l.Yanked || seen[r] {
-			continue
-		} else {
-			seen[r] = true
+	best := make(map[string]registry.CargoLine) // of each compatibility range
+	for _, l := range f.Lines {
+		r := compatible(l.Vers)
+		if b, ok := best[r]; !l.Yanked && (!ok || preferred(b, l) < 0) {
+			best[r] = l
 		}
+	}
+	lines := slices.SortedFunc(maps.Values(best), func(a, b registry.CargoLine) int { return preferred(b, a) })
+	var names []registry.CrateName
+	have := make(map[registry.CrateName]bool)
+	for _, l := range lines[:min(ranges, len(lines))] {
 		for _, d := range l.Deps {
 			if d.Dev || d.Optional && !optional {
 				continue

@@ -342,8 +342,12 @@ func TestDependencies(t *testing.T) {
 	f, err := newFile("foo", []byte(
 		indexLine("foo", "0.1.0", "a", "ancient")+
 			indexLine("foo", "1.0.0", "b", "old")+
-			indexLine("foo", "2.0.0", "c", "two", "?opt")+
 			indexLine("foo", "2.1.0", "d", "new", "two", "?maybe", "bad name")+
+			indexLine("foo", "2.0.0", "c", "two", "?opt")+
+			indexLine("foo", "1.10.0-rc.1", "r", "older")+
+			indexLine("foo", "1.9.0", "o", "old")+
+			indexLine("foo", "1.10.0", "p", "old")+
+			indexLine("foo", "1.2.0", "q", "backport")+
 			strings.Replace(indexLine("foo", "3.0.0", "e", "yanked"), `"yanked":false`, `"yanked":true`, 1)))
 	if err != nil {
 		t.Fatal(err)
@@ -360,7 +364,7 @@ func TestSearch(t *testing.T) {
 	u := &fakeUpstream{files: map[string]string{
 		"se/rd/serde":      indexLine("serde", "1.0.0", "a"),
 		"se/rd/serde_json": indexLine("serde_json", "1.0.0", "a") + indexLine("serde_json", "1.0.1", "b"),
-		"3/f/foo":          indexLine("foo", "1.0.0", "a"),
+		"3/f/foo":          indexLine("foo", "1.10.0", "a") + indexLine("foo", "1.9.0", "b") + strings.Replace(indexLine("foo", "2.0.0", "c"), `"yanked":false`, `"yanked":true`, 1),
 	}}
 	s := newCrates(t, u, t.TempDir())
 	for _, n := range []registry.CrateName{"foo", "serde_json", "serde"} {
@@ -369,6 +373,10 @@ func TestSearch(t *testing.T) {
 	ms, total := s.Search("Serde", 10)
 	if total != 2 || len(ms) != 2 || ms[0].Name != "serde" || ms[1].MaxVersion != "1.0.1" {
 		t.Errorf("Search = %v, %d", ms, total)
+	}
+	// Neither the order of lines nor yanked ones decide.
+	if ms, _ := s.Search("foo", 10); len(ms) != 1 || ms[0].MaxVersion != "1.10.0" {
+		t.Errorf("Search(foo) = %v", ms)
 	}
 }
 

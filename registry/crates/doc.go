@@ -41,7 +41,6 @@ import (
 	"sync"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/pkgswarm/pkgswarm/internal/compact"
 	"github.com/pkgswarm/pkgswarm/internal/filecache"
 	"github.com/pkgswarm/pkgswarm/registry"
@@ -58,7 +57,6 @@ const (
 
 	patience     = 9 * time.Second // until a client is told that nobody answers
 	workLimit    = 25 * time.Second
-	memoryFiles  = 1024 // index files in memory
 	configTTL    = 24 * time.Hour
 	aheadWorkers = 24   // files fetched ahead at once
 	aheadQueue   = 1024 // names waiting to be fetched ahead; more are left out
@@ -112,7 +110,7 @@ type Crates struct {
 	c       Config
 	index   string // ends in a slash
 	log     *slog.Logger
-	memory  *lru.Cache[registry.CrateName, *File]
+	memory  *memory
 	flights singleflight.Group
 	ahead   ahead
 }
@@ -125,8 +123,7 @@ func New(c Config) *Crates {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Crates{c: c, index: strings.TrimSuffix(c.Index, "/") + "/", log: c.Logger}
-	s.memory, _ = lru.New[registry.CrateName, *File](memoryFiles) // fails for sizes below 1 only
+	s := &Crates{c: c, index: strings.TrimSuffix(c.Index, "/") + "/", log: c.Logger, memory: newMemory()}
 	s.ahead.queue = make(chan job, aheadQueue)
 	s.ahead.recent = make(map[registry.CrateName]time.Time)
 	return s
@@ -141,6 +138,7 @@ type File struct {
 
 	validators upstream.Validators
 	checked    time.Time
+	cost       int // bytes in memory: see memoryCost
 
 	gzipOnce sync.Once
 	gzipped  []byte
@@ -152,7 +150,7 @@ func newFile(name registry.CrateName, body []byte) (*File, error) {
 		return nil, err
 	}
 	sum := sha256.Sum256(body)
-	return &File{Body: body, Lines: lines, ETag: `"` + hex.EncodeToString(sum[:16]) + `"`}, nil
+	return &File{Body: body, Lines: lines, ETag: `"` + hex.EncodeToString(sum[:16]) + `"`, cost: memoryCost(body, lines)}, nil
 }
 
 // renewed returns f as of now.
@@ -160,7 +158,7 @@ func (f *File) renewed(v upstream.Validators) *File {
 	if v == (upstream.Validators{}) {
 		v = f.validators
 	}
-	return &File{Body: f.Body, ETag: f.ETag, Lines: f.Lines, validators: v, checked: time.Now()}
+	return &File{Body: f.Body, ETag: f.ETag, Lines: f.Lines, validators: v, checked: time.Now(), cost: f.cost}
 }
 
 // fresh reports whether f was current less than ttl ago. A clock that was set
@@ -229,7 +227,7 @@ func (s *Crates) signed(ctx context.Context, name registry.CrateName) (*File, er
 		s.log.Debug("crate not in a catalog", "crate", name, "err", err)
 		return nil, err
 	}
-	if f, ok := s.memory.Get(name); ok && !stale && !f.Stale && bytes.Equal(f.Body, body) {
+	if f, ok := s.memory.get(name); ok && !stale && !f.Stale && bytes.Equal(f.Body, body) {
 		return f, nil
 	}
 	f, err := newFile(name, body)
@@ -239,14 +237,14 @@ func (s *Crates) signed(ctx context.Context, name registry.CrateName) (*File, er
 	}
 	f.Stale, f.checked = stale, time.Now()
 	if !stale {
-		s.memory.Add(name, f)
+		s.memory.put(name, f)
 	}
 	return f, nil
 }
 
 // unsigned returns the file as the upstream has it.
 func (s *Crates) unsigned(ctx context.Context, name registry.CrateName) (*File, error) {
-	if f, ok := s.memory.Get(name); ok && f.fresh(s.c.TTL) {
+	if f, ok := s.memory.get(name); ok && f.fresh(s.c.TTL) {
 		return f, nil
 	}
 	return shared(ctx, s, "index "+string(name), func(ctx context.Context) (*File, error) { return s.renew(ctx, name) })
@@ -254,7 +252,7 @@ func (s *Crates) unsigned(ctx context.Context, name registry.CrateName) (*File, 
 
 // held returns the file that we have, fresh or not.
 func (s *Crates) held(name registry.CrateName) (*File, error) {
-	if f, ok := s.memory.Get(name); ok {
+	if f, ok := s.memory.get(name); ok {
 		return f, nil
 	}
 	b, err := s.c.Cache.Get("index " + string(name))
@@ -266,7 +264,7 @@ func (s *Crates) held(name registry.CrateName) (*File, error) {
 		s.c.Cache.Remove("index " + string(name))
 		return nil, err
 	}
-	s.memory.Add(name, f)
+	s.memory.put(name, f)
 	return f, nil
 }
 
@@ -314,7 +312,7 @@ func (s *Crates) renew(ctx context.Context, name registry.CrateName) (*File, err
 		return f, nil
 	case errors.Is(err, upstream.ErrNotFound) && errors.Is(err, errAnswered):
 		// The upstream has spoken: the crate was removed.
-		s.memory.Remove(name)
+		s.memory.remove(name)
 		s.c.Cache.Remove("index " + string(name))
 		return nil, err
 	case old != nil:
@@ -326,8 +324,8 @@ func (s *Crates) renew(ctx context.Context, name registry.CrateName) (*File, err
 
 // Expire makes the next request for a crate's index file ask for it again.
 func (s *Crates) Expire(name registry.CrateName) {
-	if f, ok := s.memory.Peek(name); ok {
-		s.memory.Add(name, &File{Body: f.Body, ETag: f.ETag, Lines: f.Lines, validators: f.validators})
+	if f, ok := s.memory.peek(name); ok {
+		s.memory.put(name, &File{Body: f.Body, ETag: f.ETag, Lines: f.Lines, validators: f.validators, cost: f.cost})
 	}
 }
 
@@ -366,7 +364,7 @@ func (s *Crates) ask(ctx context.Context, name registry.CrateName, old *File) (*
 }
 
 func (s *Crates) keep(name registry.CrateName, f *File) {
-	s.memory.Add(name, f)
+	s.memory.put(name, f)
 	if err := s.c.Cache.Put("index "+string(name), f.encode()); err != nil {
 		s.log.Debug("index file not kept on disk", "crate", name, "err", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/pkgswarm/pkgswarm/registry"
+	"golang.org/x/mod/semver"
 )
 
 const minGzip = 1 << 10 // bytes from which compression pays
@@ -28,6 +29,18 @@ func (f *File) Gzip() []byte {
 	return f.gzipped
 }
 
+// preferred orders lines: the higher version is greater, but a yanked one is
+// less than any that is not. The order of lines in a file means nothing.
+func preferred(a, b registry.CargoLine) int {
+	if a.Yanked != b.Yanked {
+		if a.Yanked {
+			return -1
+		}
+		return 1
+	}
+	return semver.Compare("v"+a.Vers, "v"+b.Vers)
+}
+
 // A Match is a crate that a search has found.
 type Match struct {
 	Name       string
@@ -39,7 +52,7 @@ type Match struct {
 func (s *Crates) Search(q string, limit int) ([]Match, int) {
 	q = strings.ToLower(strings.TrimSpace(q))
 	var found []registry.CrateName
-	for _, name := range s.memory.Keys() {
+	for _, name := range s.memory.names() {
 		if strings.Contains(string(name), q) {
 			found = append(found, name)
 		}
@@ -55,18 +68,12 @@ func (s *Crates) Search(q string, limit int) ([]Match, int) {
 	})
 	var ms []Match
 	for _, name := range found[:min(limit, len(found))] {
-		f, ok := s.memory.Peek(name)
+		f, ok := s.memory.peek(name)
 		if !ok || len(f.Lines) == 0 {
 			continue
 		}
-		m := Match{Name: f.Lines[0].Name, MaxVersion: f.Lines[len(f.Lines)-1].Vers}
-		for i := len(f.Lines) - 1; i >= 0; i-- {
-			if !f.Lines[i].Yanked {
-				m.MaxVersion = f.Lines[i].Vers
-				break
-			}
-		}
-		ms = append(ms, m)
+		l := slices.MaxFunc(f.Lines, preferred)
+		ms = append(ms, Match{Name: l.Name, MaxVersion: l.Vers})
 	}
 	return ms, len(found)
 }
