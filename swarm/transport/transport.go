@@ -42,6 +42,9 @@ func Parse(s string) (Address, error) {
 	if err != nil || u.User != nil || u.Hostname() == "" {
 		return Address{}, fmt.Errorf("%w: %q", ErrAddress, s)
 	}
+	if !validHost(u.Hostname()) {
+		return Address{}, fmt.Errorf("%w: %q: neither a name nor an IP address", ErrAddress, s)
+	}
 	a := Address{u.Scheme, u.Hostname(), u.Port(), u.EscapedPath()}
 	switch a.Scheme {
 	case "tcp":
@@ -59,9 +62,19 @@ func Parse(s string) (Address, error) {
 	return a, nil
 }
 
+// validHost reports whether host is an IP address or looks like a name.
+func validHost(host string) bool {
+	if ip, err := netip.ParseAddr(host); err == nil {
+		host = ip.Zone()
+	}
+	return strings.TrimLeft(host, nameChars) == ""
+}
+
+const nameChars = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._"
+
 // String returns the address as Parse reads it.
 func (a Address) String() string {
-	host := net.JoinHostPort(a.Host, a.Port)
+	host := net.JoinHostPort(strings.ReplaceAll(a.Host, "%", "%25"), a.Port) // of an IPv6 zone
 	if a.Scheme == "tcp" {
 		return host
 	}
