@@ -32,6 +32,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"github.com/pkgswarm/pkgswarm/internal/compact"
@@ -40,6 +41,10 @@ import (
 const (
 	// MaxChannels is how many channels a peer may have open.
 	MaxChannels = 8192
+
+	// maxNumber is the largest number that a peer may give a channel. One that uses
+	// free numbers again, as it must, needs no more than it has opens unanswered.
+	maxNumber = 8 * MaxChannels
 
 	maxProtocol  = 256  // bytes of a protocol's name
 	maxID        = 256  // bytes of a channel's id
@@ -117,6 +122,7 @@ type Mux struct {
 	remote   []*remote  // by the peer's number less 1
 	open     int        // how many of remote are not nil
 	names    map[string]*name
+	unheard  map[uint64]string // our numbers whose opens the peer has not answered, and their names
 	kept     int
 }
 
@@ -159,6 +165,7 @@ func New(s Stream) *Mux {
 		handlers: map[string]func([]byte) error{},
 		aliases:  map[string]string{},
 		names:    map[string]*name{},
+		unheard:  map[uint64]string{},
 	}
 	m.resume = sync.NewCond(&m.mu)
 	return m
@@ -227,6 +234,7 @@ func (m *Mux) Open(protocol string, id, handshake []byte, h Handler) (*Channel, 
 	m.putControl(append(b, handshake...))
 	if len(n.incoming) == 0 {
 		n.waiting = append(n.waiting, ch.local)
+		m.unheard[ch.local] = key
 		return ch, nil
 	}
 	ch.remote = n.incoming[0]
@@ -660,6 +668,9 @@ func (m *Mux) opened(number uint64, protocol string, id, handshake []byte) (*Cha
 	if number-1 > uint64(len(m.remote)) {
 		return nil, nil, malformed("open skips a number")
 	}
+	if number > maxNumber {
+		return nil, nil, fmt.Errorf("%w: channel number %d", ErrLimit, number)
+	}
 	if number-1 == uint64(len(m.remote)) {
 		m.remote = append(m.remote, nil)
 	}
@@ -671,6 +682,7 @@ func (m *Mux) opened(number uint64, protocol string, id, handshake []byte) (*Cha
 	if len(n.waiting) > 0 {
 		local := n.waiting[0]
 		n.waiting = n.waiting[1:]
+		delete(m.unheard, local)
 		ch := m.local[local-1]
 		if ch == nil { // we have closed it meanwhile; the peer will read that
 			m.free = append(m.free, local)
@@ -743,24 +755,19 @@ func (m *Mux) readReject(d *compact.Decoder) error {
 
 // rejected takes the channel that the peer has rejected out of the tables.
 func (m *Mux) rejected(local uint64) (ch *Channel, ok bool) {
-	if local == 0 || local > uint64(len(m.local)) {
+	key, ok := m.unheard[local]
+	if !ok {
 		return nil, false
 	}
-	for key, n := range m.names {
-		for i, v := range n.waiting {
-			if v != local {
-				continue
-			}
-			n.waiting = append(n.waiting[:i], n.waiting[i+1:]...)
-			if ch = m.local[local-1]; ch != nil {
-				m.end(ch)
-			}
-			m.free = append(m.free, local)
-			m.forget(key)
-			return ch, true
-		}
+	delete(m.unheard, local)
+	n := m.name(key)
+	n.waiting = slices.DeleteFunc(n.waiting, func(v uint64) bool { return v == local })
+	if ch = m.local[local-1]; ch != nil {
+		m.end(ch)
 	}
-	return nil, false
+	m.free = append(m.free, local)
+	m.forget(key)
+	return ch, true
 }
 
 func (m *Mux) readClose(d *compact.Decoder) error {

@@ -306,6 +306,18 @@ func TestBadFrames(t *testing.T) {
 			}
 			s.Flush()
 		}, protomux.ErrLimit},
+		{"100 000 rejected channels", func(s *memStream) { // SEC-20
+			for i := range uint64(100_000) {
+				s.WriteMessage(append(compact.AppendUint([]byte{0, 1}, i+1), 1, 'q', 0))
+				if i%1000 == 0 {
+					if s.Flush() != nil {
+						return
+					}
+					synctest.Wait()
+				}
+			}
+			s.Flush()
+		}, protomux.ErrLimit},
 	} {
 		var errB error
 		synctest.Test(t, func(t *testing.T) {
@@ -334,6 +346,32 @@ func TestHandlerError(t *testing.T) {
 	})
 	if !errors.Is(errB, bad) {
 		t.Errorf("Run = %v, want the handler's error", errB)
+	}
+}
+
+// A node may find that its peer has none of its thousands of cores: rejects are
+// cheap, and numbers are used again.
+func TestManyRejects(t *testing.T) {
+	const n = 8000
+	events := make([]recorder, n)
+	scene(t, func(a, b *protomux.Mux, sa, sb *memStream) {
+		for round := range 2 {
+			for i := range n / 2 {
+				if _, err := a.Open("test", compact.AppendUint(nil, uint64(i)), nil, &events[round*n/2+i]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			synctest.Wait()
+		}
+		ch := mustOpen(t, a, "test", "", &recorder{})
+		if err := ch.Send(0, nil); err != nil {
+			t.Fatal(err)
+		}
+	})
+	for i := range events {
+		if got := events[i].all(); len(got) != 1 || got[0] != "closed" {
+			t.Fatalf("channel %d: %v, want closed", i, got)
+		}
 	}
 }
 
