@@ -2,6 +2,8 @@ package swarm_test
 
 import (
 	"context"
+	"crypto/ed25519"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -63,9 +65,15 @@ type hostile struct {
 // hostilePeer connects to s from an address and opens the exchange.
 func hostilePeer(t *testing.T, s *swarm.Swarm, seed byte, from string, port uint64) *hostile {
 	t.Helper()
+	return hostileKey(t, s, key(seed), from, port)
+}
+
+// hostileKey is hostilePeer with an identity.
+func hostileKey(t *testing.T, s *swarm.Swarm, k ed25519.PrivateKey, from string, port uint64) *hostile {
+	t.Helper()
 	x, y := net.Pipe()
 	s.Serve(pipeConn{y, from})
-	stream, err := secretstream.Client(context.Background(), x, secretstream.Config{Key: key(seed)})
+	stream, err := secretstream.Client(context.Background(), x, secretstream.Config{Key: k})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,6 +84,13 @@ func hostilePeer(t *testing.T, s *swarm.Swarm, seed byte, from string, port uint
 	}
 	go func() { h.end <- h.mux.Run() }()
 	return h
+}
+
+// newKey returns an identity for a number.
+func newKey(i int) ed25519.PrivateKey {
+	var seed [ed25519.SeedSize]byte
+	binary.LittleEndian.PutUint64(seed[:], uint64(i)+1<<32)
+	return ed25519.NewKeyFromSeed(seed[:])
 }
 
 // tell names peers in one message.
