@@ -315,3 +315,63 @@ func TestRestoredBackup(t *testing.T) {
 		t.Errorf("opened over an older store: %v", err)
 	}
 }
+
+// TestRotate copies all logs under the new keys, block for block, and may be run
+// again.
+func TestRotate(t *testing.T) {
+	dir := t.TempDir()
+	syn := synthetic.Cargo{Crates: 30, Seed: 9}
+	if _, _, err := syn.Write(filepath.Join(dir, "up")); err != nil {
+		t.Fatal(err)
+	}
+	n := openNode(t, dir, nil)
+	n.run(t, cargoDir(t, filepath.Join(dir, "up")))
+	memory, err := catalog.OpenMemory(filepath.Join(dir, "state", "heads"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, next := catalog.NewOperator(testSeed), catalog.NewOperator(catalog.Seed{4, 5, 6})
+	var lengths []uint64
+	for range 2 {
+		if err := Rotate(t.Context(), n.store, old, next, memory); err != nil {
+			t.Fatal(err)
+		}
+		c, err := n.store.OpenExisting(next.RegistryKey())
+		if err != nil {
+			t.Fatal(err)
+		}
+		lengths = append(lengths, c.Length())
+		defer c.Close()
+	}
+	if lengths[0] != lengths[1] {
+		t.Errorf("the second rotation wrote: catalog of %d, then %d blocks", lengths[0], lengths[1])
+	}
+	if err := Rotate(t.Context(), n.store, old, catalog.NewOperator(catalog.Seed{7}), memory); err == nil {
+		t.Error("a catalog got a second successor")
+	}
+	c, err := n.store.OpenExisting(next.RegistryKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	s, err := catalog.OpenReader(c, memory, 0).Update(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range syn.Crates {
+		k := syn.Crate(i)
+		e, err := s.Entry(t.Context(), crate(k.Name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		log, err := n.store.OpenExisting(e.Log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		st, err := catalog.ReadLog(t.Context(), log, e, crate(k.Name))
+		if err != nil || !bytes.Equal(st.IndexFile(), k.File()) {
+			t.Errorf("%s after the rotation: %v", k.Name, err)
+		}
+		log.Close()
+	}
+}

@@ -301,3 +301,71 @@ func TestSecretsStaySecret(t *testing.T) {
 		}
 	}
 }
+
+// TestSkippedStep: a reader follows a chain of successors step by step only. SEC-17
+func TestSkippedStep(t *testing.T) {
+	dir, memory := t.TempDir(), newMemory(t)
+	ops := []*Operator{NewOperator(Seed{1}), NewOperator(Seed{2}), NewOperator(Seed{3})}
+	var snaps []*Snapshot
+	var pred Predecessor
+	for i, op := range ops {
+		c, w := openCatalog(t, filepath.Join(dir, string(rune('a'+i))), op, memory)
+		if i > 0 {
+			if err := w.Succeed(t.Context(), pred); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.Heartbeat(t.Context(), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if i+1 < len(ops) {
+			var err error
+			if pred, err = w.Retire(t.Context(), ops[i+1]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s, err := OpenReader(c, memory, 0).Update(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		snaps = append(snaps, s)
+	}
+	for i := range snaps {
+		for j := range snaps {
+			err := snaps[j].Follows(t.Context(), snaps[i])
+			if follows := j == i+1; (err == nil) != follows {
+				t.Errorf("catalog %d follows %d: %v", j, i, err)
+			}
+		}
+	}
+}
+
+// TestTwoWriters: two importers with one seed and stores of their own fork; what
+// the swarm finds of it stops the writer. SEC-16
+func TestTwoWriters(t *testing.T) {
+	memory := newMemory(t)
+	a, w := openCatalog(t, t.TempDir(), NewOperator(Seed{1}), memory)
+	b, other := openCatalog(t, t.TempDir(), NewOperator(Seed{1}), newMemory(t))
+	for i, w := range []*Writer{w, other} {
+		if err := w.Flush(t.Context(), []Change{{"cargo/serde", Entry{Log: core.Key{byte(i)}, Length: 1}}}, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	last, err := memory.Head(a.Key())
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := evidenceAgainst(b, &last.SignedHead)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := memory.SetEvidence(e); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Heartbeat(t.Context(), time.Now()); !errors.Is(err, ErrEquivocated) {
+		t.Errorf("heartbeat: %v", err)
+	}
+	if _, err := OpenWriter(t.Context(), a, memory); !errors.Is(err, ErrEquivocated) {
+		t.Errorf("opened again: %v", err)
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"filippo.io/age"
@@ -56,7 +57,7 @@ func LoadSeedFile(path string) (Seed, error) {
 	if err != nil {
 		return Seed{}, err
 	}
-	if m := info.Mode(); !m.IsRegular() || m.Perm()&0o077 != 0 {
+	if m := info.Mode(); !m.IsRegular() || m.Perm()&0o077 != 0 && runtime.GOOS != "windows" {
 		return Seed{}, fmt.Errorf("%s: mode is %v, want -rw-------: others may have read the seed", path, m)
 	}
 	b, err := os.ReadFile(path)

@@ -41,6 +41,9 @@ type Writer struct {
 // memory says was signed, as a restored backup is. SEC-16
 func OpenWriter(ctx context.Context, c WritableCore, memory *Memory) (*Writer, error) {
 	w := &Writer{core: c, memory: memory, tree: bee.Open(c, bee.Options{})}
+	if err := w.checkEvidence(); err != nil {
+		return nil, err
+	}
 	last, err := memory.Head(c.Key())
 	if err != nil {
 		return nil, err
@@ -155,6 +158,9 @@ func entries(ctx context.Context, t *bee.Tree, e pkglog.Ecosystem) iter.Seq2[Cha
 func (w *Writer) Flush(ctx context.Context, changes []Change, at time.Time) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if err := w.checkEvidence(); err != nil {
+		return err
+	}
 	b := w.tree.Batch()
 	head := w.head
 	for _, c := range changes {
@@ -184,6 +190,19 @@ func (w *Writer) Flush(ctx context.Context, changes []Change, at time.Time) erro
 	}
 	w.head = head
 	return w.remember()
+}
+
+// checkEvidence fails if the swarm has come across another history that our key
+// has signed: going on with ours would only make it worse. SEC-16
+func (w *Writer) checkEvidence() error {
+	e, err := w.memory.Evidence(w.Key())
+	if err == nil && e != nil {
+		err = fmt.Errorf("%w: evidence in %s", ErrEquivocated, w.memory.EvidencePath(w.Key()))
+	}
+	if err != nil {
+		return fmt.Errorf("catalog %s: %w", w.Key().Short(), err)
+	}
+	return nil
 }
 
 // Heartbeat says that nothing has changed up to now.
