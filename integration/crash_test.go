@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -66,12 +67,21 @@ type nodeProcess struct {
 
 func startProcess(t testing.TB, dir string, c node.Config) *nodeProcess {
 	t.Helper()
+	return startLimited(t, dir, c, "")
+}
+
+// startLimited starts a process after a shell command such as ulimit.
+func startLimited(t testing.TB, dir string, c node.Config, limit string) *nodeProcess {
+	t.Helper()
 	c.Listen, c.Data, c.State = "127.0.0.1:0", filepath.Join(dir, "data"), filepath.Join(dir, "state")
 	b, err := json.Marshal(c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := &nodeProcess{cmd: exec.Command(os.Args[0])}
+	if limit != "" {
+		p.cmd = exec.Command("sh", "-c", limit+`; exec "$0"`, os.Args[0])
+	}
 	p.cmd.Env = append(os.Environ(), childEnv+"="+string(b), "GOENV=off", "GOPROXY=", "GOPRIVATE=")
 	var stderr bytes.Buffer
 	p.cmd.Stderr = &stderr
@@ -257,4 +267,106 @@ func TestSmallDisk(t *testing.T) {
 	p = startProcess(t, dir, c)
 	wantTidy(t, dir, p.status(t))
 	all()
+}
+
+// TestFewDescriptors gives a node 128 descriptors and holds more connections than
+// that, idle, while good requests come. REL-8
+func TestFewDescriptors(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("no ulimit")
+	}
+	up, crates := madeUp(t, 60, 100_000)
+	p := startLimited(t, t.TempDir(), node.Config{CargoUpstream: up.Index(), GoUpstream: "off", SumDB: "off", SwarmListen: "127.0.0.1:0"}, "ulimit -n 128")
+	addr := strings.TrimPrefix(p.url, "http://")
+	swarmAddr := p.status(t).Swarm.Listen[0]
+	var idle []net.Conn
+	for i := range 300 {
+		to := addr
+		if i%2 == 0 {
+			to = swarmAddr
+		}
+		if c, err := net.Dial("tcp", to); err == nil {
+			idle = append(idle, c)
+		}
+	}
+	var wg sync.WaitGroup
+	for name, want := range crates {
+		wg.Go(func() {
+			if status, b, err := p.get("/cargo/dl/" + name + "/1.0.0/download"); err != nil || status != 200 || !bytes.Equal(b, want) {
+				t.Errorf("%s: %d, %d bytes, %v", name, status, len(b), err)
+			}
+		})
+	}
+	wg.Wait()
+	for _, c := range idle {
+		c.Close()
+	}
+	if status, _, err := p.get("/readyz"); status != 200 {
+		t.Errorf("/readyz afterwards: %d %v", status, err)
+	}
+}
+
+// TestSteady runs a node under mixed load and compares what it holds between an
+// early and a late round. REL-15, shortened
+func TestSteady(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("reads /proc")
+	}
+	up, crates := madeUp(t, 40, 100_000)
+	p := startProcess(t, t.TempDir(), node.Config{CargoUpstream: up.Index(), GoUpstream: "off", SumDB: "off", DiskCap: 1 << 20})
+	round := func() {
+		var wg sync.WaitGroup
+		for name, want := range crates {
+			wg.Go(func() {
+				p.get("/cargo/" + name[:2] + "/" + name[2:4] + "/" + name)
+				p.get("/cargo/no/ne/none" + name)
+				if _, b, err := p.get("/cargo/dl/" + name + "/1.0.0/download"); err != nil || !bytes.Equal(b, want) {
+					t.Errorf("%s: %d bytes, %v", name, len(b), err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	rounds := 40
+	if testing.Short() {
+		rounds = 15
+	}
+	var early, late usage
+	for i := range rounds {
+		round()
+		if i == rounds/3 {
+			early = p.usage(t)
+		}
+	}
+	late = p.usage(t)
+	// Connections that are just being closed account for some descriptors.
+	if late.files > early.files+20 || late.threads > early.threads+5 || late.memory > early.memory*5/4+16<<10 {
+		t.Errorf("after %d rounds more: %+v, was %+v", rounds-rounds/3, late, early)
+	}
+}
+
+// usage is what a process holds.
+type usage struct {
+	files   int // descriptors
+	threads int
+	memory  int // KiB resident
+}
+
+func (p *nodeProcess) usage(t *testing.T) (u usage) {
+	t.Helper()
+	proc := fmt.Sprintf("/proc/%d/", p.cmd.Process.Pid)
+	fds, err := os.ReadDir(proc + "fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.files = len(fds)
+	b, err := os.ReadFile(proc + "status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		fmt.Sscanf(line, "VmRSS: %d", &u.memory)
+		fmt.Sscanf(line, "Threads: %d", &u.threads)
+	}
+	return u
 }

@@ -425,7 +425,7 @@ func (s *Swarm) admit(bucket string) (context.Context, error) {
 		// All users and containers of this machine share the loopback address, so
 		// only the total counts there.
 		return nil, errors.New("swarm: too many connections from one address")
-	case s.shaking >= maxHandshakes:
+	case s.shaking >= min(maxHandshakes, s.c.MaxIn):
 		return nil, errors.New("swarm: too many handshakes")
 	}
 	s.shaking++

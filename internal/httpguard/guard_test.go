@@ -223,7 +223,7 @@ func TestSlowReaderDropped(t *testing.T) {
 	for rate, want := range map[int]bool{500: false, 5000: true} { // bytes a second
 		synctest.Test(t, func(t *testing.T) {
 			ours, theirs := net.Pipe()
-			c := &conn{Conn: ours, free: func() {}}
+			c := &conn{Conn: ours, heard: func() {}, free: func() {}}
 			defer c.Close()
 			var reader sync.WaitGroup
 			defer reader.Wait()

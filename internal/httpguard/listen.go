@@ -1,6 +1,7 @@
 package httpguard
 
 import (
+	"container/list"
 	"errors"
 	"io"
 	"log/slog"
@@ -16,7 +17,9 @@ const (
 	headerTimeout  = 10 * time.Second
 	maxHeaderBytes = 64 << 10
 	idleTimeout    = 60 * time.Second
-	maxConns       = 1024
+	maxConns       = 1024 // or a third of the descriptors that the process may have
+
+	minSilence = 500 * time.Millisecond // of a connection that makes room for another
 
 	// A reader that takes less than slowBytes in slowWindow is dropped.
 	slowWindow = 60 * time.Second
@@ -37,11 +40,12 @@ func Server(h http.Handler, log *slog.Logger) *http.Server {
 	}
 }
 
-// Listen returns a listener whose connections are capped in number, more wait
-// to be accepted, and dropped when the other side reads less than 1 KiB/s over
-// a minute.
+// Listen returns a listener whose connections are capped in number, and dropped
+// when the other side reads less than 1 KiB/s over a minute. When there are too
+// many, the one that has been silent longest since it was opened makes room;
+// when all have sent something, more wait to be accepted.
 func Listen(ln net.Listener) net.Listener {
-	return &listener{Listener: ln, slots: make(chan struct{}, maxConns), closed: make(chan struct{})}
+	return &listener{Listener: ln, slots: make(chan struct{}, Descriptors(3*maxConns)/3), closed: make(chan struct{})}
 }
 
 type listener struct {
@@ -49,20 +53,73 @@ type listener struct {
 	slots  chan struct{} // one per open connection
 	closed chan struct{}
 	once   sync.Once
+
+	mu     sync.Mutex
+	silent list.List // of *conn that have not sent anything, the oldest first
 }
 
 func (l *listener) Accept() (net.Conn, error) {
-	select {
-	case l.slots <- struct{}{}:
-	case <-l.closed:
-		return nil, net.ErrClosed
+	if err := l.room(); err != nil {
+		return nil, err
 	}
 	c, err := l.Listener.Accept()
 	if err != nil {
 		<-l.slots
 		return nil, err
 	}
-	return &conn{Conn: c, free: sync.OnceFunc(func() { <-l.slots })}, nil
+	return l.add(c), nil
+}
+
+// room takes a slot, for which silent connections have to give way if need be.
+func (l *listener) room() error {
+	for {
+		select {
+		case l.slots <- struct{}{}:
+			return nil
+		default:
+		}
+		wait := time.NewTimer(l.shed())
+		select {
+		case l.slots <- struct{}{}:
+			wait.Stop()
+			return nil
+		case <-l.closed:
+			wait.Stop()
+			return net.ErrClosed
+		case <-wait.C:
+		}
+	}
+}
+
+func (l *listener) add(nc net.Conn) *conn {
+	c := &conn{Conn: nc, since: time.Now()}
+	l.mu.Lock()
+	e := l.silent.PushBack(c)
+	l.mu.Unlock()
+	c.heard = sync.OnceFunc(func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.silent.Remove(e)
+	})
+	c.free = sync.OnceFunc(func() { <-l.slots })
+	return c
+}
+
+// shed closes the connection that has been silent longest, if it is one that could
+// have sent its request by now, and returns after how long to look again.
+func (l *listener) shed() time.Duration {
+	l.mu.Lock()
+	e := l.silent.Front()
+	l.mu.Unlock()
+	if e == nil {
+		return minSilence
+	}
+	c := e.Value.(*conn)
+	if left := minSilence - time.Since(c.since); left > 0 {
+		return left
+	}
+	c.Close()
+	return 0
 }
 
 func (l *listener) Close() error {
@@ -73,11 +130,22 @@ func (l *listener) Close() error {
 // A conn sets a deadline for each stretch of a write.
 type conn struct {
 	net.Conn
-	free func() // gives back the connection's slot
+	since time.Time // when it was accepted
+	heard func()    // says that the other side has sent something, or is gone
+	free  func()    // gives back the connection's slot
+}
+
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.heard()
+	}
+	return n, err
 }
 
 func (c *conn) Close() error {
 	defer c.free()
+	c.heard()
 	return c.Conn.Close()
 }
 

@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,6 +24,7 @@ import (
 	"time"
 
 	"github.com/pkgswarm/pkgswarm/core"
+	"github.com/pkgswarm/pkgswarm/swarm"
 	"go.uber.org/goleak"
 )
 
@@ -617,5 +619,22 @@ func TestDashboard(t *testing.T) {
 	}
 	if status, _, _ := n.get("/dashboard/index.html"); status != 404 {
 		t.Errorf("/dashboard/index.html = %d", status)
+	}
+}
+
+// TestTopicsNameNoPackages: what a node announces is fixed before it knows of any
+// package, and fetching adds no announcement. SEC-63
+func TestTopicsNameNoPackages(t *testing.T) {
+	sizes := make([]int, 50)
+	for i := range sizes {
+		sizes[i] = 100 + i
+	}
+	u := newRegistry(t, sizes...)
+	n := start(t, config(t, u, t.TempDir()))
+	before := n.topics()
+	n.fetchAll(t, u)
+	want := []swarm.TopicID{swarm.NamedTopic("cargo"), swarm.NamedTopic("go")}
+	if !slices.Equal(before, want) || !slices.Equal(n.topics(), want) {
+		t.Errorf("topics %x, then %x; want the two public ones", before, n.topics())
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/pkgswarm/pkgswarm/core"
+	"github.com/pkgswarm/pkgswarm/internal/httpguard"
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
 	"github.com/pkgswarm/pkgswarm/registry/catalog"
 	"github.com/pkgswarm/pkgswarm/registry/exchange"
@@ -33,6 +34,7 @@ func (n *Node) openSwarm() error {
 		Key:    key,
 		Open:   n.openShared,
 		Peers:  n.c.Peers,
+		MaxIn:  httpguard.Descriptors(8*swarm.DefaultMaxIn) / 8,
 		Logger: n.log,
 		LAN:    n.c.LAN,
 		Topics: n.topics(),
