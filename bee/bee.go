@@ -78,7 +78,8 @@ type Options struct {
 	// reference's default is to append it.
 	NoDuplicates bool
 
-	// CacheBlocks is how many decoded blocks are kept, 0 is 16384. A block takes
+	// CacheBlocks is how many decoded blocks are kept, 0 is 65536 (as many as the
+	// reference). A block takes
 	// about 200 bytes, key and value.
 	CacheBlocks int
 
@@ -129,7 +130,7 @@ type Tree struct {
 func Open(log Log, o Options) *Tree {
 	n := o.CacheBlocks
 	if n <= 0 {
-		n = 16384
+		n = 65536
 	}
 	cache, err := lru.New[uint64, *block](n)
 	if err != nil {
