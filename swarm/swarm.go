@@ -522,6 +522,10 @@ func (s *Swarm) fault(err error) string {
 	if e, ok := errors.AsType[*replicate.PeerError](err); ok {
 		return string(e.Fault)
 	}
+	if e, ok := errors.AsType[*protomux.PanicError](err); ok {
+		s.log.Error("a peer's message made us panic", "err", e, "stack", string(e.Stack))
+		return e.Error() // it would do so again
+	}
 	if errors.Is(err, protomux.ErrProtocol) || errors.Is(err, protomux.ErrLimit) {
 		return err.Error()
 	}

@@ -32,6 +32,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime/debug"
 	"slices"
 	"sync"
 
@@ -247,24 +248,48 @@ func (m *Mux) Open(protocol string, id, handshake []byte, h Handler) (*Channel, 
 
 // handOver gives a channel what has arrived for it before it was open.
 func (m *Mux) handOver(ch *Channel, r *remote) {
+	err := m.guard(func() error {
+		err := ch.h.Opened(r.handshake)
+		for err == nil {
+			m.mu.Lock()
+			if ch.closed || len(r.kept) == 0 {
+				r.pending = false
+				m.drop(r)
+				m.mu.Unlock()
+				return nil
+			}
+			msg := r.kept[0]
+			r.kept = r.kept[1:]
+			m.unkeep(msg)
+			m.mu.Unlock()
+			err = ch.h.Message(int(msg.kind), msg.payload)
+		}
+		return err
+	})
+	if err != nil {
+		m.fail(err)
+	}
+}
+
+// A PanicError says that a handler has panicked. It ends the connection, and no
+// other.
+type PanicError struct {
+	Value any
+	Stack []byte
+}
+
+func (e *PanicError) Error() string { return fmt.Sprintf("protomux: handler panicked: %v", e.Value) }
+
+// guard runs f, which calls handlers, alone, and makes an error of its panic.
+func (m *Mux) guard(f func() error) (err error) {
 	m.dispatch.Lock()
 	defer m.dispatch.Unlock()
-	err := ch.h.Opened(r.handshake)
-	for err == nil {
-		m.mu.Lock()
-		if ch.closed || len(r.kept) == 0 {
-			r.pending = false
-			m.drop(r)
-			m.mu.Unlock()
-			return
+	defer func() {
+		if v := recover(); v != nil {
+			err = &PanicError{v, debug.Stack()}
 		}
-		msg := r.kept[0]
-		r.kept = r.kept[1:]
-		m.unkeep(msg)
-		m.mu.Unlock()
-		err = ch.h.Message(int(msg.kind), msg.payload)
-	}
-	m.fail(err)
+	}()
+	return f()
 }
 
 // drop gives up what is kept for r.
@@ -360,8 +385,6 @@ func (m *Mux) failLocked(err error) {
 
 // closeAll tells all channels that it is over.
 func (m *Mux) closeAll() {
-	m.dispatch.Lock()
-	defer m.dispatch.Unlock()
 	m.mu.Lock()
 	var open []*Channel
 	for _, ch := range m.local {
@@ -373,7 +396,12 @@ func (m *Mux) closeAll() {
 	m.local = nil
 	m.mu.Unlock()
 	for _, ch := range open {
-		ch.h.Closed()
+		err := m.guard(func() error { ch.h.Closed(); return nil })
+		m.mu.Lock()
+		if err != nil && m.err == ErrClosed {
+			m.err = err
+		}
+		m.mu.Unlock()
 	}
 }
 
@@ -537,10 +565,10 @@ func (m *Mux) read() error {
 		if err != nil {
 			return err
 		}
-		m.dispatch.Lock()
-		d := compact.NewDecoder(b)
-		err = m.frame(d.Uint(), d)
-		m.dispatch.Unlock()
+		err = m.guard(func() error {
+			d := compact.NewDecoder(b)
+			return m.frame(d.Uint(), d)
+		})
 		if err != nil {
 			return err
 		}

@@ -349,6 +349,38 @@ func TestHandlerError(t *testing.T) {
 	}
 }
 
+// A panicker panics wherever a handler can.
+type panicker struct{ recorder }
+
+func (p *panicker) Message(kind int, b []byte) error { panic("message") }
+func (p *panicker) Closed()                          { panic("closed") }
+
+// REL-16: a panic ends the connection, not the program, and the other channels are
+// told.
+func TestHandlerPanic(t *testing.T) {
+	for _, early := range []bool{false, true} {
+		var other recorder
+		_, errB := scene(t, func(a, b *protomux.Mux, sa, sb *memStream) {
+			b.Handle("test", func([]byte) error { return nil })
+			mustOpen(t, b, "other", "", &other)
+			ca := mustOpen(t, a, "test", "", &recorder{})
+			if early {
+				ca.Send(0, nil)
+				synctest.Wait()
+			}
+			mustOpen(t, b, "test", "", &panicker{})
+			synctest.Wait()
+			ca.Send(0, nil)
+		})
+		if e, ok := errors.AsType[*protomux.PanicError](errB); !ok || e.Value != "message" || len(e.Stack) == 0 {
+			t.Errorf("early %v: Run = %v, want the panic", early, errB)
+		}
+		if got := other.all(); len(got) != 1 || got[0] != "closed" {
+			t.Errorf("early %v: the other channel: %v, want closed", early, got)
+		}
+	}
+}
+
 // A node may find that its peer has none of its thousands of cores: rejects are
 // cheap, and numbers are used again.
 func TestManyRejects(t *testing.T) {
