@@ -10,6 +10,7 @@ import (
 	"iter"
 	"os"
 	"sync"
+	"syscall"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -441,6 +442,9 @@ func (c *Core) recheck(index uint64) ([]byte, error) {
 	if err == nil {
 		return b, nil
 	}
+	if transient(err) {
+		return nil, fmt.Errorf("core %s: read block %d: %w", c.rec.key.Short(), index, err)
+	}
 	c.store.log.Warn("dropped a damaged block", "core", c.rec.key.Short(), "index", index, "err", err)
 	damage := &DamageError{c.rec.key, "block", index, err}
 	ch := c.begin()
@@ -452,6 +456,17 @@ func (c *Core) recheck(index uint64) ([]byte, error) {
 		return nil, errors.Join(damage, err)
 	}
 	return nil, damage
+}
+
+// transient reports whether an error of reading says nothing about the disk, but
+// that the process is short of something, or the file was just closed.
+func transient(err error) bool {
+	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EINTR, os.ErrClosed} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // locate says where block index is. c.mu is held.

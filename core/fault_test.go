@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -376,4 +377,64 @@ func fault(seed uint64) error {
 		}
 	}
 	return nil
+}
+
+// A readFS fails reads of block data while err is set.
+type readFS struct {
+	vfs.FS
+	err atomic.Pointer[error]
+}
+
+type readFile struct {
+	vfs.File
+	fs *readFS
+}
+
+func (f *readFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.OpenOption) (vfs.File, error) {
+	file, err := f.FS.OpenReadWrite(name, c, o...)
+	if err != nil {
+		return nil, err
+	}
+	return &readFile{file, f}, nil
+}
+
+func (f *readFile) ReadAt(b []byte, off int64) (int, error) {
+	if err := f.fs.err.Load(); err != nil {
+		return 0, *err
+	}
+	return f.File.ReadAt(b, off)
+}
+
+// TestReadErrors: a block is given up when the disk cannot return it, but not
+// when the process is short of descriptors. REL-4, REL-8
+func TestReadErrors(t *testing.T) {
+	fsys := &readFS{FS: vfs.NewMem()}
+	s := openStore(t, fsys)
+	defer s.Close()
+	c, err := s.Named("log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := make([]byte, 100_000) // in a segment
+	if _, err := c.Append(block, block); err != nil {
+		t.Fatal(err)
+	}
+	short := fmt.Errorf("open: %w", syscall.EMFILE)
+	fsys.err.Store(&short)
+	if _, err := c.Get(t.Context(), 0); !errors.Is(err, syscall.EMFILE) || isDamage(err) {
+		t.Errorf("get without descriptors = %v, want that error", err)
+	}
+	fsys.err.Store(nil)
+	if b, err := c.Get(t.Context(), 0); err != nil || !bytes.Equal(b, block) {
+		t.Errorf("get later: %v", err)
+	}
+	broken := fmt.Errorf("read: %w", syscall.EIO)
+	fsys.err.Store(&broken)
+	if _, err := c.Get(t.Context(), 1); !isDamage(err) {
+		t.Errorf("get from a broken disk = %v, want a DamageError", err)
+	}
+	fsys.err.Store(nil)
+	if c.Has(1) || !c.Has(0) {
+		t.Error("the damaged block is still offered, or another one is not")
+	}
 }

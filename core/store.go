@@ -12,6 +12,7 @@ import (
 	"iter"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -150,6 +151,11 @@ func OpenStore(dir string, o Options) (*Store, error) {
 	fsys := o.FS
 	if fsys == nil {
 		fsys = vfs.Default
+		abs, err := filepath.Abs(dir) // locks within a process go by name
+		if err != nil {
+			return nil, fmt.Errorf("open store: %w", err)
+		}
+		dir = abs
 	}
 	if err := makeDir(fsys, fsys.PathJoin(dir, "blocks")); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)

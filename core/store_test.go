@@ -1,0 +1,236 @@
+package core_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/pkgswarm/pkgswarm/core"
+	"github.com/pkgswarm/pkgswarm/internal/vectors"
+)
+
+// TestConcurrent uses a few cores from many goroutines at once.
+func TestConcurrent(t *testing.T) {
+	fsys := vfs.NewMem()
+	s := openStore(t, fsys)
+	const workers, each = 12, 60
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			c, err := s.Named(fmt.Sprint("core", w%3))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			for i := range each {
+				block := fmt.Appendf(nil, "%d of %d", i, w)
+				if i%10 == 0 {
+					block = append(block, make([]byte, 20_000)...)
+				}
+				do := c.Append
+				if i%2 == 0 {
+					do = c.AppendLazy
+				}
+				n, err := do(block)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if got, err := c.Get(context.Background(), n-1); err != nil || !bytes.Equal(got, block) {
+					t.Errorf("block %d is not what was appended there: %v", n-1, err)
+				}
+				switch i % 20 {
+				case 3:
+					snap := c.Snapshot()
+					if _, err := snap.Get(context.Background(), snap.Length()-1); err != nil {
+						t.Error(err)
+					}
+					snap.Close()
+				case 7:
+					if err := s.Sync(); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, fsys)
+	defer s.Close()
+	for k := range 3 {
+		c, err := s.Named(fmt.Sprint("core", k))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := c.ContiguousLength(); n != workers/3*each {
+			t.Errorf("core %d has %d blocks, want %d", k, n, workers/3*each)
+		}
+		c.Check(context.Background(), func(err error) bool { t.Error(err); return true }, nil)
+		c.Close()
+	}
+}
+
+func TestInUse(t *testing.T) {
+	dir := t.TempDir()
+	s, err := core.OpenStore(dir, core.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = core.OpenStore(dir, core.Options{})
+	if e, ok := errors.AsType[*core.InUseError](err); !ok || e.PID != os.Getpid() {
+		t.Errorf("second open = %v, want in use by process %d", err, os.Getpid())
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = core.OpenStore(dir, core.Options{}); err != nil {
+		t.Fatalf("open after close: %v", err)
+	}
+	s.Close()
+}
+
+// A fullFS has as much space left as it says.
+type fullFS struct {
+	vfs.FS
+	free atomic.Uint64
+}
+
+func (f *fullFS) GetDiskUsage(string) (vfs.DiskUsage, error) {
+	return vfs.DiskUsage{AvailBytes: f.free.Load(), TotalBytes: 1 << 30}, nil
+}
+
+// REL-7
+func TestDiskFull(t *testing.T) {
+	fsys := &fullFS{FS: vfs.NewMem()}
+	fsys.free.Store(1 << 30)
+	s := openStore(t, fsys)
+	defer s.Close()
+	c, err := s.Named("log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Append([]byte("before")); err != nil {
+		t.Fatal(err)
+	}
+	fsys.free.Store(1 << 20)
+	large := bytes.Repeat([]byte("x"), 5000)
+	for n := 0; ; n++ {
+		_, err := c.AppendLazy(large, large)
+		if errors.Is(err, core.ErrNoSpace) {
+			break
+		}
+		if err != nil || n > 10_000 {
+			t.Fatalf("append to a full disk = %v, want ErrNoSpace", err)
+		}
+	}
+	length := c.Length()
+	if b, err := c.Get(t.Context(), 0); err != nil || string(b) != "before" {
+		t.Errorf("get from a full disk = %q, %v", b, err)
+	}
+	fsys.free.Store(1 << 30)
+	if n, err := c.Append([]byte("after")); err != nil || n != length+1 {
+		t.Errorf("append when there is space again = %d, %v, want %d", n, err, length+1)
+	}
+}
+
+// REL-13
+func TestNewerFormat(t *testing.T) {
+	fsys := vfs.NewMem()
+	if err := openStore(t, fsys).Close(); err != nil {
+		t.Fatal(err)
+	}
+	db, err := pebble.Open("store/db", &pebble.Options{FS: fsys, Merger: core.AddMerger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(db.Set([]byte("v"), []byte{2}, pebble.Sync), db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := core.OpenStore("store", core.Options{FS: fsys}); !errors.Is(err, core.ErrVersion) {
+		t.Errorf("open a newer store = %v, want ErrVersion", err)
+	}
+}
+
+// TestStoreVectors opens the named cores of the reference's corestore, and makes
+// its static cores, with a store.
+func TestStoreVectors(t *testing.T) {
+	var names struct {
+		PrimaryKey vectors.Hex
+		Derived    []struct {
+			Namespaces []string
+			Name       string
+			Key        vectors.Hex
+		}
+	}
+	vectors.Load(t, "corestore.json", &names)
+	s, err := core.OpenStore("store", core.Options{FS: vfs.NewMem(), PrimaryKey: (*[32]byte)(names.PrimaryKey)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for _, v := range names.Derived {
+		var ns core.Namespace
+		for _, n := range v.Namespaces {
+			ns = ns.Sub(n)
+		}
+		c, err := s.NamedIn(ns, v.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if k := c.Key(); !bytes.Equal(k[:], v.Key) || !c.Writable() {
+			t.Errorf("core %q %q is %x, want %x", v.Namespaces, v.Name, k, v.Key)
+		}
+		c.Close()
+	}
+	var static struct {
+		Cores []struct {
+			Name                   string
+			Blocks                 []vectors.Hex
+			TreeHash, Key          string
+			Manifest, DiscoveryKey vectors.Hex
+		}
+	}
+	vectors.Load(t, "static-cores.json", &static)
+	for _, v := range static.Cores {
+		if v.Blocks == nil {
+			continue
+		}
+		m, err := core.DecodeManifest(v.Manifest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := s.Create(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var blocks [][]byte
+		for _, b := range v.Blocks {
+			blocks = append(blocks, b)
+		}
+		wrong := append([][]byte{[]byte("another one")}, blocks[1:]...)
+		if _, err := c.AppendSigned(nil, wrong...); err == nil {
+			t.Errorf("%s: other content was taken", v.Name)
+		}
+		if _, err := c.AppendSigned(nil, blocks...); err != nil {
+			t.Errorf("%s: %v", v.Name, err)
+		}
+		hash, dk := c.TreeHash(), c.DiscoveryKey()
+		if c.Key().Hex() != v.Key || hex.EncodeToString(hash[:]) != v.TreeHash || !bytes.Equal(dk[:], v.DiscoveryKey) || c.Writable() {
+			t.Errorf("%s: key %s, tree hash %x, want %s, %s", v.Name, c.Key().Hex(), hash, v.Key, v.TreeHash)
+		}
+		c.Close()
+	}
+}
