@@ -2,9 +2,6 @@ package crates
 
 import (
 	"context"
-	"maps"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -16,12 +13,12 @@ type ahead struct {
 	queue chan job
 
 	mu     sync.Mutex
-	recent map[registry.CrateName]time.Time // when a name was last queued
+	recent map[string]time.Time // when a name, or a name/feature, was last queued
 }
 
 type job struct {
-	name  registry.CrateName // empty: the upstream's config.json, which names where crates are
-	depth int                // steps from what a client asked for
+	need      // of no name: the upstream's config.json, which names where crates are
+	depth int // steps from what a client asked for
 }
 
 // Run fetches ahead until ctx ends. It returns nil.
@@ -38,7 +35,7 @@ func (s *Crates) Run(ctx context.Context) error {
 						continue
 					}
 					if f, err := s.file(ctx, j.name); err == nil {
-						s.lookAhead(f, j.depth)
+						s.lookAhead(f, j.features, j.depth)
 					}
 				case <-ctx.Done():
 					return
@@ -49,79 +46,66 @@ func (s *Crates) Run(ctx context.Context) error {
 	return nil
 }
 
-// lookAhead queues what f depends on.
-func (s *Crates) lookAhead(f *File, depth int) {
-	if s.c.NoAhead || s.c.Upstream == nil || depth >= aheadDepth {
+// likely is what the users of a crate ask for most, when nothing tells what they
+// do. Of a sample of 203 crates, which a client asked for one by one, 9 were not
+// there yet, and 59 were fetched in vain; with every optional dependency it was 6
+// and 142.
+var likely = []string{"default", "full", "derive"}
+
+// lookFrom looks ahead from a file that a client has asked for.
+func (s *Crates) lookFrom(name registry.CrateName, f *File) {
+	if s.c.NoAhead || s.c.Upstream == nil || !s.ahead.first("likely "+string(name)) {
 		return
 	}
-	if depth == 0 && s.ahead.first("") {
-		select {
-		case s.ahead.queue <- job{}:
-		default:
-		}
+	if s.ahead.first("") {
+		s.ahead.add(job{})
 	}
-	for _, name := range f.dependencies(depth == 0) {
-		if s.ahead.first(name) {
-			select {
-			case s.ahead.queue <- job{name, depth + 1}:
-			default:
-				return // full: the client will ask itself
-			}
+	s.lookAhead(f, likely, 0)
+}
+
+// lookAhead queues what f depends on when it is used with those features.
+func (s *Crates) lookAhead(f *File, features []string, depth int) {
+	if depth >= aheadDepth {
+		return
+	}
+	for _, n := range f.dependencies(features) {
+		if s.ahead.news(n) && !s.ahead.add(job{n, depth + 1}) {
+			return // full: the client will ask itself
 		}
 	}
 }
 
-// first reports whether name was not queued lately.
-func (a *ahead) first(name registry.CrateName) bool {
+// add queues j unless the queue is full.
+func (a *ahead) add(j job) bool {
+	select {
+	case a.queue <- j:
+		return true
+	default:
+		return false
+	}
+}
+
+// news reports whether a crate, or one of the features that n asks of it, was not
+// queued lately.
+func (a *ahead) news(n need) bool {
+	news := a.first(string(n.name))
+	for _, f := range n.features {
+		news = a.first(string(n.name)+"/"+f) || news
+	}
+	return news
+}
+
+// first reports whether key was not queued lately, and notes that it is now.
+func (a *ahead) first(key string) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now := time.Now()
-	if now.Sub(a.recent[name]) < aheadRecent {
+	if now.Sub(a.recent[key]) < aheadRecent {
 		return false
 	}
-	if len(a.recent) >= 4*aheadQueue {
+	if len(a.recent) >= 16*aheadQueue {
 		clear(a.recent)
 	}
-	a.recent[name] = now
+	a.recent[key] = now
 	return true
-}
-
-// dependencies returns what cargo is likely to ask for next: the dependencies,
-// but for development, of the newest versions, each of another compatibility
-// range. Optional ones are used by some: they are included for what a client has
-// asked for itself.
-func (f *File) dependencies(optional bool) []registry.CrateName {
-	const ranges = 2
-	best := make(map[string]registry.CargoLine) // of each compatibility range
-	for _, l := range f.Lines {
-		r := compatible(l.Vers)
-		if b, ok := best[r]; !l.Yanked && (!ok || preferred(b, l) < 0) {
-			best[r] = l
-		}
-	}
-	lines := slices.SortedFunc(maps.Values(best), func(a, b registry.CargoLine) int { return preferred(b, a) })
-	var names []registry.CrateName
-	have := make(map[registry.CrateName]bool)
-	for _, l := range lines[:min(ranges, len(lines))] {
-		for _, d := range l.Deps {
-			if d.Dev || d.Optional && !optional {
-				continue
-			}
-			if n, err := registry.ParseCrate(d.Name); err == nil && !have[n] {
-				have[n] = true
-				names = append(names, n)
-			}
-		}
-	}
-	return names
-}
-
-// compatible returns the part of a version that a caret requirement fixes.
-func compatible(version string) string {
-	major, rest, _ := strings.Cut(version, ".")
-	if major != "0" {
-		return major
-	}
-	minor, _, _ := strings.Cut(rest, ".")
-	return "0." + minor
 }

@@ -352,11 +352,47 @@ func TestDependencies(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := fmt.Sprint(f.dependencies(true)); got != "[new two maybe old]" {
-		t.Errorf("dependencies = %s", got)
+	for _, test := range []struct{ features, want string }{
+		{"default", "new two old"},
+		{"maybe", "new two maybe old"},
+	} {
+		var names []string
+		for _, n := range f.dependencies([]string{test.features}) {
+			names = append(names, string(n.name))
+		}
+		if got := strings.Join(names, " "); got != test.want {
+			t.Errorf("dependencies with feature %s: %s, want %s", test.features, got, test.want)
+		}
 	}
-	if got := fmt.Sprint(f.dependencies(false)); got != "[new two old]" {
-		t.Errorf("without optional ones: %s", got)
+}
+
+func TestLineNeeds(t *testing.T) {
+	line := `{"deps":[
+		{"name":"plain","features":["std"]},
+		{"name":"alias","package":"Real","optional":true,"default_features":false,"kind":"build"},
+		{"name":"weak","optional":true},
+		{"name":"implied","optional":true},
+		{"name":"test","kind":"dev"},
+		{"name":"foreign","registry":"https://elsewhere.example/"}],
+		"features":{"default":["a"],"loop":["loop"]},
+		"features2":{"a":["dep:alias","weak?/x","plain/y"],"b":["weak/z"]}}`
+	for features, want := range map[string]string{
+		"":            "[{plain [std default]}]",
+		"default":     "[{plain [std y default]} {real []}]",
+		"b":           "[{plain [std default]} {weak [z default]}]",
+		"default b":   "[{plain [std y default]} {real []} {weak [z x default]}]",
+		"implied":     "[{plain [std default]} {implied [default]}]",
+		"loop":        "[{plain [std default]}]",
+		"none":        "[{plain [std default]}]",
+		"weak?/x":     "[{plain [std default]}]",
+		"dep:implied": "[{plain [std default]} {implied [default]}]",
+	} {
+		if got := fmt.Sprint(lineNeeds([]byte(line), strings.Fields(features))); got != want {
+			t.Errorf("features %q: %s, want %s", features, got, want)
+		}
+	}
+	if n := lineNeeds([]byte(`{"deps":5}`), nil); n != nil {
+		t.Errorf("needs of a line that does not decode: %v", n)
 	}
 }
 

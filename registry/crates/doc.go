@@ -10,7 +10,8 @@
 //
 // cargo over plain HTTP asks for nearly one index file at a time. So a request
 // for one makes those of its dependencies be fetched ahead, and theirs, within
-// the limits below: the client's next request finds its answer in memory.
+// the limits below: the client's next request finds its answer in memory. The
+// lines tell which optional dependencies the features in use turn on.
 //
 // # Crates
 //
@@ -125,7 +126,7 @@ func New(c Config) *Crates {
 	}
 	s := &Crates{c: c, index: strings.TrimSuffix(c.Index, "/") + "/", log: c.Logger, memory: newMemory()}
 	s.ahead.queue = make(chan job, aheadQueue)
-	s.ahead.recent = make(map[registry.CrateName]time.Time)
+	s.ahead.recent = make(map[string]time.Time)
 	return s
 }
 
@@ -200,7 +201,7 @@ func (s *Crates) Index(ctx context.Context, name registry.CrateName) (*File, err
 		return nil, err
 	}
 	if f, err = s.allowed(name, f); err == nil {
-		s.lookAhead(f, 0)
+		s.lookFrom(name, f)
 	}
 	return f, err
 }
