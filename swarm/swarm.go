@@ -29,6 +29,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -37,8 +38,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pkgswarm/pkgswarm/bee"
 	"github.com/pkgswarm/pkgswarm/core"
 	"github.com/pkgswarm/pkgswarm/swarm/protomux"
+	"github.com/pkgswarm/pkgswarm/swarm/remotebee"
 	"github.com/pkgswarm/pkgswarm/swarm/replicate"
 	"github.com/pkgswarm/pkgswarm/swarm/secretstream"
 	"github.com/pkgswarm/pkgswarm/swarm/transport"
@@ -108,7 +111,10 @@ type Config struct {
 	MaxIn, MaxOut            int           // connections; 0 is the default
 	UploadRate, DownloadRate *rate.Limiter // bytes of blocks a second; nil is no limit
 
+	// Extensions answers extension messages by name; that of Hyperbee is answered
+	// in any case.
 	Extensions map[string]replicate.Extension
+
 	OnConflict func(core.Evidence) // two signed histories of a core; must not block
 
 	// Dial replaces the network, for tests. Nil is transport.Dial.
@@ -203,7 +209,7 @@ func New(c Config) (*Swarm, error) {
 	}
 	s.replicator = replicate.New(replicate.Config{
 		Self: replicate.PeerID(s.self),
-		Open: c.Open, OnConflict: c.OnConflict, Extensions: c.Extensions,
+		Open: c.Open, OnConflict: c.OnConflict, Extensions: extensions(c.Extensions),
 		UploadRate: c.UploadRate, DownloadRate: c.DownloadRate, Logger: s.log,
 	})
 	return s, nil
@@ -213,6 +219,14 @@ func randomBytes(n int) []byte {
 	b := make([]byte, n)
 	rand.Read(b)
 	return b
+}
+
+// extensions returns e and what every swarm answers: the questions of Hyperbee
+// readers.
+func extensions(e map[string]replicate.Extension) map[string]replicate.Extension {
+	all := map[string]replicate.Extension{bee.ExtensionName: remotebee.Extension()}
+	maps.Copy(all, e)
+	return all
 }
 
 // FromStore serves all cores of a store.
