@@ -11,6 +11,7 @@ import (
 	"path"
 	"strings"
 
+	"github.com/pkgswarm/pkgswarm/registry"
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
 	"github.com/pkgswarm/pkgswarm/registry/pkglog"
 )
@@ -19,9 +20,9 @@ import (
 // logs the static cores that they are.
 type Artifacts struct {
 	Store *artifact.Store
-	// Open opens a file at its source. digest is that of the whole file. The
-	// error matches fs.ErrNotExist if the source has no such file.
-	Open func(ctx context.Context, h pkglog.Header, version string, digest artifact.Digest) (io.ReadCloser, error)
+	// Open opens a file at its source. The error matches fs.ErrNotExist if the
+	// source has no such file.
+	Open func(ctx context.Context, v Version) (io.ReadCloser, error)
 	// Want chooses versions; nil means all that the source has: one that it does not
 	// have is no problem then, since caches hold some files only. It may be called
 	// concurrently.
@@ -35,8 +36,8 @@ func (a *Artifacts) Fetch(ctx context.Context, s *pkglog.State) ([]pkglog.Event,
 	var problems []Problem
 	h := s.Header()
 	named := make(map[pkglog.Artifact]bool)
-	for _, v := range versionsWithDigests(s) {
-		if a.Want != nil && !a.Want(h, v.version) || hasDigest(s.Artifacts(v.version), v.digest) {
+	for _, v := range versionsOf(s) {
+		if a.Want != nil && !a.Want(h, v.Version) || hasDigest(s.Artifacts(v.Version), v.Digest) {
 			continue
 		}
 		info, err := a.fetch(ctx, h, v)
@@ -48,11 +49,11 @@ func (a *Artifacts) Fetch(ctx context.Context, s *pkglog.State) ([]pkglog.Event,
 		case errors.Is(err, artifact.ErrNoSpace):
 			return nil, nil, err
 		case err != nil:
-			problems = append(problems, Problem{h.Ecosystem, h.Package, v.version, "artifact: " + err.Error()})
+			problems = append(problems, Problem{h.Ecosystem, h.Package, v.Version, "artifact: " + err.Error()})
 			continue
 		}
-		e := pkglog.Event{Kind: pkglog.HasArtifact, Version: v.version, Artifact: pkglog.Artifact{
-			Key: info.Key, ByteLength: uint64(info.Size), Digest: v.digest.Sum,
+		e := pkglog.Event{Kind: pkglog.HasArtifact, Version: v.Version, Artifact: pkglog.Artifact{
+			Key: info.Key, ByteLength: uint64(info.Size), Digest: v.Digest.Sum,
 		}}
 		if !named[e.Artifact] {
 			named[e.Artifact] = true
@@ -62,28 +63,29 @@ func (a *Artifacts) Fetch(ctx context.Context, s *pkglog.State) ([]pkglog.Event,
 	return events, problems, nil
 }
 
-// A versionDigest is a version and what its file must hash to.
-type versionDigest struct {
-	version string
-	digest  artifact.Digest
+// A Version is a version and what its file must hash to.
+type Version struct {
+	Name    string // of the package, a crate's as its index line spells it
+	Version string
+	Digest  artifact.Digest // of the whole file
 }
 
-// versionsWithDigests returns the versions of a log in a fixed order.
-func versionsWithDigests(s *pkglog.State) []versionDigest {
-	var all []versionDigest
+// versionsOf returns the versions of a log in a fixed order.
+func versionsOf(s *pkglog.State) []Version {
+	var all []Version
 	for _, b := range s.Lines() {
-		l, err := parseIndexLine(b)
-		if err != nil {
-			continue // blank
-		}
-		if d, err := artifact.ParseSHA256(l.Cksum); err == nil {
-			all = append(all, versionDigest{l.Vers, d})
+		if l, err := registry.ParseCargoLine(registry.CrateName(s.Header().Package), b); err == nil { // else it is blank
+			all = append(all, Version{l.Name, l.Vers, sha256Digest(l.Cksum)})
 		}
 	}
 	for _, v := range s.Versions() {
-		all = append(all, versionDigest{v, artifact.Digest{Alg: artifact.H1, Sum: s.Module(v).ZipHash}})
+		all = append(all, Version{s.Header().Package, v, artifact.Digest{Alg: artifact.H1, Sum: s.Module(v).ZipHash}})
 	}
 	return all
+}
+
+func sha256Digest(sum [32]byte) artifact.Digest {
+	return artifact.Digest{Alg: artifact.SHA256, Sum: sum}
 }
 
 func hasDigest(as []pkglog.Artifact, d artifact.Digest) bool {
@@ -96,11 +98,11 @@ func hasDigest(as []pkglog.Artifact, d artifact.Digest) bool {
 }
 
 // fetch returns what the store has of a version, fetching it first if need be.
-func (a *Artifacts) fetch(ctx context.Context, h pkglog.Header, v versionDigest) (artifact.Info, error) {
-	if info, err := a.Store.Stat(v.digest); err == nil && !info.Private && info.Key != (artifact.Key{}) {
+func (a *Artifacts) fetch(ctx context.Context, h pkglog.Header, v Version) (artifact.Info, error) {
+	if info, err := a.Store.Stat(v.Digest); err == nil && !info.Private && info.Key != (artifact.Key{}) {
 		return info, nil
 	}
-	r, err := a.Open(ctx, h, v.version, v.digest)
+	r, err := a.Open(ctx, v)
 	if err != nil {
 		return artifact.Info{}, err
 	}
@@ -113,7 +115,7 @@ func (a *Artifacts) fetch(ctx context.Context, h pkglog.Header, v versionDigest)
 	if _, err := io.Copy(w, r); err != nil {
 		return artifact.Info{}, err
 	}
-	if err := w.Verify(v.digest); err != nil {
+	if err := w.Verify(v.Digest); err != nil {
 		return artifact.Info{}, err
 	}
 	if h.Ecosystem == pkglog.Cargo {
@@ -121,17 +123,17 @@ func (a *Artifacts) fetch(ctx context.Context, h pkglog.Header, v versionDigest)
 			return artifact.Info{}, err
 		}
 	}
-	return w.Commit(v.digest, false)
+	return w.Commit(v.Digest, false)
 }
 
 // Withdraw stops the seeding of files of removed versions. SEC-19
 func (a *Artifacts) Withdraw(s *pkglog.State) error {
 	live := make(map[[32]byte]bool)
-	for _, v := range versionsWithDigests(s) {
-		live[v.digest.Sum] = true
+	for _, v := range versionsOf(s) {
+		live[v.Digest.Sum] = true
 	}
 	for _, w := range s.Withdrawn() {
-		for _, d := range withdrawnDigests(w) {
+		for _, d := range withdrawnDigests(s.Header(), w) {
 			if live[d.Sum] {
 				continue
 			}
@@ -150,14 +152,13 @@ func (a *Artifacts) Withdraw(s *pkglog.State) error {
 	return nil
 }
 
-func withdrawnDigests(w pkglog.Withdrawal) []artifact.Digest {
+func withdrawnDigests(h pkglog.Header, w pkglog.Withdrawal) []artifact.Digest {
 	if w.Line != nil {
-		if l, err := parseIndexLine(w.Line); err == nil {
-			if d, err := artifact.ParseSHA256(l.Cksum); err == nil {
-				return []artifact.Digest{d}
-			}
+		l, err := registry.ParseCargoLine(registry.CrateName(h.Package), w.Line)
+		if err != nil {
+			return nil // blank
 		}
-		return nil
+		return []artifact.Digest{sha256Digest(l.Cksum)}
 	}
 	var all []artifact.Digest
 	for _, a := range w.Artifacts {

@@ -18,8 +18,8 @@ import (
 	"testing"
 
 	"github.com/pkgswarm/pkgswarm/internal/cargoupstream"
+	"github.com/pkgswarm/pkgswarm/registry"
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
-	"github.com/pkgswarm/pkgswarm/registry/pkglog"
 )
 
 func write(t testing.TB, path string, b []byte) {
@@ -116,7 +116,7 @@ func FuzzParseFeeds(f *testing.F) {
 		parseFeed(b)
 		names, _ := parseUpdates(b)
 		for _, n := range names {
-			if !validCrate(n) {
+			if _, err := registry.ParseCrate(n); err != nil {
 				t.Errorf("feed names the crate %q", n)
 			}
 		}
@@ -129,17 +129,6 @@ func TestParseUpdates(t *testing.T) {
 <item><title>New crate version published: bar v0.1.0</title></item></channel></rss>`))
 	if err != nil || !slices.Equal(names, []string{"bar", "foo"}) {
 		t.Errorf("names %v, %v", names, err)
-	}
-}
-
-func TestExpandDL(t *testing.T) {
-	for dl, want := range map[string]string{
-		"https://h/crates": "https://h/crates/MyCrate/1.0.0+x/download",
-		"https://h/{prefix}/{lowerprefix}/{crate}-{version}.crate?{sha256-checksum}": "https://h/My/Cr/my/cr/MyCrate-1.0.0+x.crate?ab",
-	} {
-		if got := ExpandDL(dl, "MyCrate", "1.0.0+x", "ab"); got != want {
-			t.Errorf("%s is %s, want %s", dl, got, want)
-		}
 	}
 }
 
@@ -211,12 +200,12 @@ func TestArtifacts(t *testing.T) {
 	var lines []string
 	for _, v := range []string{"1.0.0", "1.1.0", "1.2.0", "1.3.0"} {
 		sum := sha256.Sum256(crates[v])
-		lines = append(lines, fmt.Sprintf(`{"name":"foo","vers":%q,"deps":[],"cksum":"%s","features":{},"yanked":false}`, v, hex.EncodeToString(sum[:])))
+		lines = append(lines, fmt.Sprintf(`{"name":"Foo","vers":%q,"deps":[],"cksum":"%s","features":{},"yanked":false}`, v, hex.EncodeToString(sum[:])))
 		if v != "1.3.0" {
-			write(t, filepath.Join(dir, "crates", "foo-"+v+".crate"), crates[v])
+			write(t, filepath.Join(dir, "crates", "Foo-"+v+".crate"), crates[v])
 		}
 	}
-	write(t, filepath.Join(dir, "crates", "foo-1.1.0.crate"), []byte("other bytes"))
+	write(t, filepath.Join(dir, "crates", "Foo-1.1.0.crate"), []byte("other bytes"))
 	index := filepath.Join(dir, "index", "3", "f", "foo")
 	write(t, index, []byte(strings.Join(lines, "\n")+"\n"))
 	store, err := artifact.Open(filepath.Join(dir, "artifacts"), filepath.Join(dir, "db"), artifact.Options{})
@@ -226,8 +215,8 @@ func TestArtifacts(t *testing.T) {
 	defer store.Close()
 	src := cargoDir(t, dir)
 	n := openNode(t, filepath.Join(dir, "operator"), func(c *Config) {
-		c.Artifacts = &Artifacts{Store: store, Open: func(_ context.Context, h pkglog.Header, v string, _ artifact.Digest) (io.ReadCloser, error) {
-			return src.Crate(h.Package, v)
+		c.Artifacts = &Artifacts{Store: store, Open: func(_ context.Context, v Version) (io.ReadCloser, error) {
+			return src.Crate(v.Name, v.Version)
 		}}
 	})
 	n.run(t, src)
@@ -246,7 +235,7 @@ func TestArtifacts(t *testing.T) {
 		t.Error("bad files were named")
 	}
 
-	write(t, filepath.Join(dir, "crates", "foo-1.1.0.crate"), crates["1.1.0"])
+	write(t, filepath.Join(dir, "crates", "Foo-1.1.0.crate"), crates["1.1.0"])
 	if sum := n.run(t, src); sum.Events != 1 {
 		t.Errorf("run with the right file: %+v", sum)
 	}

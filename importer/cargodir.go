@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/pkgswarm/pkgswarm/registry"
 	"github.com/pkgswarm/pkgswarm/registry/pkglog"
 )
 
@@ -92,8 +93,9 @@ func (d *CargoDir) walk(rel string, depth int, found func(name, path string) boo
 			if err := d.walk(path, depth+1, found); err != nil {
 				return err
 			}
-		case e.Type().IsRegular() && filepath.ToSlash(path) == indexPath(e.Name()):
-			if !found(e.Name(), path) {
+		case e.Type().IsRegular():
+			name, err := registry.ParseIndexPath(filepath.ToSlash(path))
+			if err == nil && !found(string(name), path) {
 				return errStop
 			}
 		}
@@ -144,7 +146,7 @@ func (f *cargoFile) Update(_ context.Context, s *pkglog.State, _ Stamp) (*Update
 	if err != nil {
 		return nil, err
 	}
-	up := DiffCrate(f.name, s, b)
+	up := DiffCrate(registry.CrateName(f.name), s, b)
 	// A file that changes while it is read is looked at again next time.
 	if after, err := file.Stat(); err == nil && fileStamp(after) == fileStamp(before) {
 		up.Stamp = fileStamp(before)

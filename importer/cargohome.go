@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/pkgswarm/pkgswarm/registry"
 	"github.com/pkgswarm/pkgswarm/registry/pkglog"
 )
 
@@ -94,14 +95,16 @@ func (f *cachedIndex) Update(_ context.Context, s *pkglog.State, _ Stamp) (*Upda
 		return nil, err
 	}
 	up := new(Update)
-	clean := up.clean(f.name, append(bytes.Join(lines, []byte{'\n'}), '\n'))
+	name := registry.CrateName(f.name)
+	version := versionOf(name)
+	clean := up.clean(name, append(bytes.Join(lines, []byte{'\n'}), '\n'))
 	up.Bytes, up.Stamp = int64(len(b)), stamp
 	known := make(map[string]bool)
 	for _, l := range s.Lines() {
-		known[versionOf(l)] = true
+		known[version(l)] = true
 	}
 	fresh, _ := pkglog.SplitIndex(clean)
-	fresh = slices.DeleteFunc(fresh, func(l []byte) bool { return len(l) == 0 || known[versionOf(l)] })
+	fresh = slices.DeleteFunc(fresh, func(l []byte) bool { return len(l) == 0 || known[version(l)] })
 	for i, l := range fresh {
 		up.Events = append(up.Events, pkglog.Event{Kind: pkglog.Published, Position: len(s.Lines()) + i, Line: l})
 	}

@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"iter"
 	"slices"
-	"strconv"
 	"strings"
 
+	"github.com/pkgswarm/pkgswarm/registry"
 	"github.com/pkgswarm/pkgswarm/registry/pkglog"
 	"github.com/pkgswarm/pkgswarm/registry/upstream"
 )
@@ -28,12 +28,12 @@ func SortCrates(names []string) ([]string, []Problem) {
 	var good []string
 	var problems []Problem
 	for _, n := range names {
-		lower := strings.ToLower(n)
-		if !validCrate(lower) {
-			problems = append(problems, Problem{pkglog.Cargo, n, "", "not a crate's name"})
+		name, err := registry.ParseCrate(n)
+		if err != nil {
+			problems = append(problems, Problem{pkglog.Cargo, n, "", err.Error()})
 			continue
 		}
-		good = append(good, lower)
+		good = append(good, string(name))
 	}
 	slices.Sort(good)
 	return slices.Compact(good), problems
@@ -69,7 +69,7 @@ func (c *sparseCrate) Stamp() Stamp { return "" } // only the upstream knows
 
 // Update asks for the file, conditionally if s holds what last came with.
 func (c *sparseCrate) Update(ctx context.Context, s *pkglog.State, last Stamp) (*Update, error) {
-	r := upstream.Request{URL: c.x.URL + indexPath(c.name), Kind: upstream.IndexFile}
+	r := upstream.Request{URL: c.x.URL + registry.CrateName(c.name).IndexPath(), Kind: upstream.IndexFile}
 	if s.Length() > 1 {
 		r.Validators = parseValidators(last)
 	}
@@ -80,7 +80,7 @@ func (c *sparseCrate) Update(ctx context.Context, s *pkglog.State, last Stamp) (
 	if a.NotModified {
 		return &Update{Stamp: last}, nil
 	}
-	up := DiffCrate(c.name, s, a.Body)
+	up := DiffCrate(registry.CrateName(c.name), s, a.Body)
 	up.Stamp = formatValidators(a.Validators)
 	return up, nil
 }
@@ -118,27 +118,4 @@ func parseDL(config []byte) (string, error) {
 		return "", errors.New("config.json: no dl")
 	}
 	return c.DL, nil
-}
-
-// ExpandDL fills in a URL template of a config.json. name is spelled as in the
-// index line.
-func ExpandDL(dl, name, version, cksum string) string {
-	if !strings.Contains(dl, "{") {
-		return dl + "/" + name + "/" + version + "/download"
-	}
-	return strings.NewReplacer(
-		"{crate}", name, "{version}", version, "{sha256-checksum}", cksum,
-		"{prefix}", prefix(name), "{lowerprefix}", strings.ToLower(prefix(name)),
-	).Replace(dl)
-}
-
-// prefix returns the directories of a crate's index path, spelled as name is.
-func prefix(name string) string {
-	switch len(name) {
-	case 1, 2:
-		return strconv.Itoa(len(name))
-	case 3:
-		return "3/" + name[:1]
-	}
-	return name[:2] + "/" + name[2:4]
 }

@@ -183,8 +183,8 @@ func TestModuleDir(t *testing.T) {
 	}
 	defer store.Close()
 	n := openNode(t, t.TempDir(), func(c *Config) {
-		c.Artifacts = &Artifacts{Store: store, Open: func(ctx context.Context, h pkglog.Header, v string, _ artifact.Digest) (io.ReadCloser, error) {
-			return d.Zip(ctx, h.Package, v)
+		c.Artifacts = &Artifacts{Store: store, Open: func(ctx context.Context, v Version) (io.ReadCloser, error) {
+			return d.Zip(ctx, v.Name, v.Version)
 		}}
 	})
 	n.run(t, &GoModules{URL: dir, Proxy: d, Sums: up.sums, Modules: modules})

@@ -9,13 +9,12 @@ import (
 	"time"
 
 	"github.com/pkgswarm/pkgswarm/importer"
-	"github.com/pkgswarm/pkgswarm/registry/artifact"
 	"github.com/pkgswarm/pkgswarm/registry/lockfile"
 	"github.com/pkgswarm/pkgswarm/registry/pkglog"
 )
 
 // A fileOpener opens the file of a version at its source.
-type fileOpener = func(ctx context.Context, h pkglog.Header, version string, d artifact.Digest) (io.ReadCloser, error)
+type fileOpener = func(ctx context.Context, v importer.Version) (io.ReadCloser, error)
 
 // addArtifacts has the files of versions fetched as well, if the flags say so.
 func (f *importFlags) addArtifacts(srcs *sources, open fileOpener) error {

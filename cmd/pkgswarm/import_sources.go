@@ -16,9 +16,7 @@ import (
 	"github.com/pkgswarm/pkgswarm/importer"
 	"github.com/pkgswarm/pkgswarm/internal/filecache"
 	"github.com/pkgswarm/pkgswarm/registry"
-	"github.com/pkgswarm/pkgswarm/registry/artifact"
 	"github.com/pkgswarm/pkgswarm/registry/lockfile"
-	"github.com/pkgswarm/pkgswarm/registry/pkglog"
 	"github.com/pkgswarm/pkgswarm/registry/sumdb"
 	"github.com/pkgswarm/pkgswarm/registry/upstream"
 )
@@ -150,8 +148,8 @@ func (f *cargoFlags) sources(ctx context.Context, args []string) (_ *sources, er
 			return nil, err
 		}
 	}
-	return srcs, f.addArtifacts(srcs, func(ctx context.Context, h pkglog.Header, version string, d artifact.Digest) (io.ReadCloser, error) {
-		return openCrate(ctx, dirs, client, dl, h.Package, version, d)
+	return srcs, f.addArtifacts(srcs, func(ctx context.Context, v importer.Version) (io.ReadCloser, error) {
+		return openCrate(ctx, dirs, client, dl, v)
 	})
 }
 
@@ -233,9 +231,9 @@ func intersect(a, b []string) []string {
 }
 
 // openCrate opens a .crate in one of the directories, else where dl says.
-func openCrate(ctx context.Context, dirs []crateDir, client *upstream.Client, dl, name, version string, d artifact.Digest) (io.ReadCloser, error) {
+func openCrate(ctx context.Context, dirs []crateDir, client *upstream.Client, dl string, v importer.Version) (io.ReadCloser, error) {
 	for _, dir := range dirs {
-		f, err := dir.Crate(name, version)
+		f, err := dir.Crate(v.Name, v.Version)
 		if err == nil {
 			return f, nil
 		}
@@ -246,7 +244,7 @@ func openCrate(ctx context.Context, dirs []crateDir, client *upstream.Client, dl
 	if client == nil || dl == "" {
 		return nil, fmt.Errorf("no .crate beside the index: %w", fs.ErrNotExist)
 	}
-	return client.Open(ctx, upstream.Request{URL: importer.ExpandDL(dl, name, version, fmt.Sprintf("%x", d.Sum)), Kind: upstream.Crate})
+	return client.Open(ctx, upstream.Request{URL: registry.ExpandDL(dl, v.Name, v.Version, fmt.Sprintf("%x", v.Digest.Sum)), Kind: upstream.Crate})
 }
 
 func lockedNames(path, ecosystem string) ([]lockfile.Package, error) {
@@ -353,8 +351,8 @@ func (f *goFlags) sources(ctx context.Context, op *operator, args []string) (_ *
 		srcs.addModules(f.proxy, proxy, sums, modules)
 	}
 	zips = append(zips, proxy)
-	return srcs, f.addArtifacts(srcs, func(ctx context.Context, h pkglog.Header, version string, _ artifact.Digest) (io.ReadCloser, error) {
-		return openZip(ctx, zips, h.Package, version)
+	return srcs, f.addArtifacts(srcs, func(ctx context.Context, v importer.Version) (io.ReadCloser, error) {
+		return openZip(ctx, zips, v.Name, v.Version)
 	})
 }
 
