@@ -79,8 +79,7 @@ type Options struct {
 	NoDuplicates bool
 
 	// CacheBlocks is how many decoded blocks are kept, 0 is 65536 (as many as the
-	// reference). A block takes
-	// about 200 bytes, key and value.
+	// reference). A block takes about 400 bytes, key and value.
 	CacheBlocks int
 
 	// Ask is called once by a Get that has to wait for a block: it may ask peers

@@ -178,7 +178,7 @@ func (b *block) check() error {
 }
 
 func decodeIndex(b []byte) ([]level, error) {
-	var levels []level
+	levels := make([]level, 0, 4) // a change of a tree of many thousands of keys
 	err := eachField(b, func(num protowire.Number, v []byte) error {
 		if num != 1 {
 			return nil
@@ -189,13 +189,7 @@ func decodeIndex(b []byte) ([]level, error) {
 			case 1:
 				l.keys, err = appendVarints(l.keys, v)
 			case 2:
-				var flat []uint64
-				if flat, err = appendVarints(nil, v); err == nil && len(flat)%2 != 0 {
-					err = ErrFormat
-				}
-				for i := 0; i+1 < len(flat); i += 2 {
-					l.children = append(l.children, address{flat[i], flat[i+1]})
-				}
+				l.children, err = appendAddresses(l.children, v)
 			}
 			return err
 		})
@@ -205,16 +199,55 @@ func decodeIndex(b []byte) ([]level, error) {
 	return levels, err
 }
 
-func appendVarints(dst []uint64, b []byte) ([]uint64, error) {
-	if dst == nil {
-		dst = make([]uint64, 0, min(len(b), 16))
+// appendAddresses appends pairs of integers.
+func appendAddresses(dst []address, b []byte) ([]address, error) {
+	n := integers(b)
+	if n%2 != 0 {
+		return nil, ErrFormat
 	}
+	dst = slices.Grow(dst, n/2)
 	for len(b) > 0 {
-		v, n := protowire.ConsumeVarint(b)
-		if n < 0 || v > 1<<53-1 {
+		seq, k := consumeInteger(b)
+		if k < 0 {
+			return nil, ErrFormat
+		}
+		offset, m := consumeInteger(b[k:])
+		if m < 0 {
+			return nil, ErrFormat
+		}
+		dst, b = append(dst, address{seq, offset}), b[k+m:]
+	}
+	return dst, nil
+}
+
+func appendVarints(dst []uint64, b []byte) ([]uint64, error) {
+	dst = slices.Grow(dst, integers(b))
+	for len(b) > 0 {
+		v, n := consumeInteger(b)
+		if n < 0 {
 			return nil, ErrFormat
 		}
 		dst, b = append(dst, v), b[n:]
 	}
 	return dst, nil
+}
+
+// consumeInteger is [protowire.ConsumeVarint] for what the reference can represent.
+func consumeInteger(b []byte) (v uint64, n int) {
+	v, n = protowire.ConsumeVarint(b)
+	if v > 1<<53-1 {
+		return 0, -1
+	}
+	return v, n
+}
+
+// integers counts the integers of a packed field: each ends in a byte without
+// the bit that says that more follow.
+func integers(b []byte) (n int) {
+	for _, c := range b {
+		if c < 0x80 {
+			n++
+		}
+	}
+	return n
 }
