@@ -24,14 +24,6 @@ type CargoLine struct {
 	Cksum   [32]byte // SHA-256 of the .crate
 	Yanked  bool
 	PubTime string // RFC 3339; empty if the line does not tell
-	Deps    []CargoDep
-}
-
-// A CargoDep is a dependency on a crate of the same registry.
-type CargoDep struct {
-	Name     string // of the crate, also if it is renamed
-	Optional bool
-	Dev      bool
 }
 
 // ParseCargoIndex parses the index file of a crate. It refuses a file with a line
@@ -78,8 +70,6 @@ func ParseCargoLine(name CrateName, raw []byte) (CargoLine, error) {
 			l.Yanked, err = s.bool()
 		case "pubtime":
 			l.PubTime, err = s.string()
-		case "deps":
-			l.Deps, err = s.deps()
 		default:
 			err = s.skip(1)
 		}
@@ -238,7 +228,16 @@ func (s *scanner) skip(depth int) error {
 		_, _, err := s.raw()
 		return err
 	case c == '{':
-		return s.object(func(string) error { return s.skip(depth + 1) })
+		s.i++
+		return s.list('}', func() error {
+			if _, _, err := s.raw(); err != nil {
+				return err
+			}
+			if err := s.take(':'); err != nil {
+				return err
+			}
+			return s.skip(depth + 1)
+		})
 	case c == '[':
 		s.i++
 		return s.list(']', func() error { return s.skip(depth + 1) })
@@ -255,47 +254,4 @@ func (s *scanner) skip(depth int) error {
 		}
 	}
 	return s.errorf("no JSON value")
-}
-
-// deps reads the dependencies that are crates of the same registry.
-func (s *scanner) deps() ([]CargoDep, error) {
-	if s.peek() != '[' {
-		return nil, s.skip(1)
-	}
-	s.i++
-	var deps []CargoDep
-	err := s.list(']', func() error {
-		d, ours, err := s.dep()
-		if ours {
-			deps = append(deps, d)
-		}
-		return err
-	})
-	return deps, err
-}
-
-func (s *scanner) dep() (d CargoDep, ours bool, err error) {
-	var pkg, kind, elsewhere string
-	err = s.object(func(key string) (err error) {
-		switch key {
-		case "name":
-			d.Name, err = s.string()
-		case "package":
-			pkg, err = s.string()
-		case "optional":
-			d.Optional, err = s.bool()
-		case "kind":
-			kind, err = s.string()
-		case "registry":
-			elsewhere, err = s.string()
-		default:
-			err = s.skip(3)
-		}
-		return err
-	})
-	if pkg != "" {
-		d.Name = pkg
-	}
-	d.Dev = kind == "dev"
-	return d, elsewhere == "", err
 }

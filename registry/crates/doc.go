@@ -151,7 +151,7 @@ func newFile(name registry.CrateName, body []byte) (*File, error) {
 		return nil, err
 	}
 	sum := sha256.Sum256(body)
-	return &File{Body: body, Lines: lines, ETag: `"` + hex.EncodeToString(sum[:16]) + `"`, cost: memoryCost(body, lines)}, nil
+	return &File{Body: body, Lines: lines, ETag: `"` + hex.EncodeToString(sum[:16]) + `"`, cost: memoryCost(body, len(lines))}, nil
 }
 
 // renewed returns f as of now.

@@ -73,18 +73,13 @@ func (m *memory) names() []registry.CrateName {
 	return slices.Clone(m.lru.Keys())
 }
 
-// memoryCost estimates what a file takes in memory, in bytes: its body, that
-// body compressed, and the lines with the strings they own.
-func memoryCost(body []byte, lines []registry.CargoLine) int {
+// memoryCost estimates what a file of that many lines takes in memory, in bytes:
+// its body, that body compressed, and the lines with the strings they own.
+func memoryCost(body []byte, lines int) int {
 	const (
 		file  = 512 // the File and its place in the cache
-		owned = 32  // bytes of short strings: name, version, time
+		owned = 32  // short strings of a line: name, version, time
 	)
 	line := int(unsafe.Sizeof(registry.CargoLine{})) + owned
-	dep := int(unsafe.Sizeof(registry.CargoDep{})) + owned
-	n := file + len(body) + len(body)/4 + len(lines)*line
-	for _, l := range lines {
-		n += len(l.Deps) * dep
-	}
-	return n
+	return file + len(body) + len(body)/4 + lines*line
 }
