@@ -87,9 +87,13 @@ func TestReadme(t *testing.T) {
 	}
 	syscall.Kill(-cmd.Process.Pid, syscall.SIGINT)
 	for lines.Scan() {
+		if strings.HasPrefix(lines.Text(), "pkgswarm:") {
+			t.Errorf("interrupted, it says %q", lines.Text())
+		}
 	}
-	if err := cmd.Wait(); err != nil {
-		t.Errorf("interrupted, %s ends with %v", commands[0], err)
+	cmd.Wait() // go run ends with 1 when it is interrupted, whatever the program says
+	if _, err := http.Get(url + "/readyz"); err == nil {
+		t.Error("interrupted, it still answers")
 	}
 }
 
