@@ -125,6 +125,18 @@ func TestTCP(t *testing.T) {
 	third.fetch(t, c.Key(), 100)
 }
 
+// A name's addresses are looked up and tried, each as a peer of its own.
+func TestName(t *testing.T) {
+	a := start(t, swarm.Config{Key: key(1), Listen: []string{"127.0.0.1:0"}})
+	c := a.source(t, 3)
+	_, port, _ := net.SplitHostPort(a.addr())
+	b := start(t, swarm.Config{Key: key(2), Peers: []string{"localhost:" + port}})
+	b.fetch(t, c.Key(), 3)
+	if p := b.Peers(); len(p) != 1 || p[0].Key != a.Key() {
+		t.Errorf("peers = %+v", p)
+	}
+}
+
 func TestWebSocket(t *testing.T) {
 	a := start(t, swarm.Config{Key: key(1)})
 	c := a.source(t, 50)
