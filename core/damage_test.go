@@ -21,7 +21,7 @@ func TestDamage(t *testing.T) {
 	r := newRand(t)
 	intact := vfs.NewMem()
 	want := fillStore(t, r, intact)
-	rounds := 500
+	rounds := 300
 	if testing.Short() {
 		rounds = 100
 	}

@@ -333,11 +333,11 @@ func newDice(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 1)) }
 // crash. REL-1, REL-7
 func TestFaults(t *testing.T) {
 	r := newRand(t)
-	runs := 300
+	runs := 200
 	if testing.Short() {
 		runs = 60
 	}
-	for range runs { // REL-1
+	for range runs {
 		seed := r.Uint64()
 		if err := fault(seed); err != nil {
 			t.Fatalf("seed %d: %v", seed, err)

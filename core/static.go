@@ -263,6 +263,9 @@ func (c *Core) openFile() (*os.File, error) {
 	if errors.Is(err, os.ErrPermission) {
 		f, err = os.Open(c.rec.path)
 	}
+	if transient(err) {
+		return nil, fmt.Errorf("core %s: %w", c.rec.key.Short(), err)
+	}
 	if err != nil {
 		return nil, &DamageError{c.rec.key, "file", 0, err}
 	}
