@@ -94,7 +94,6 @@ func (f *faultFile) SyncTo(n int64) (full bool, err error) {
 // tried there is a new one.
 type version struct {
 	model
-	durable bool // it was acknowledged as durable
 }
 
 // A history is what was done to a core, by one goroutine. durable and tried are
