@@ -172,6 +172,7 @@ var commands = []func(*streams) *cobra.Command{
 	newPrefetchCommand,
 	newVerifyCommand,
 	newGCCommand,
+	newDoctorCommand,
 	newSetupCommand,
 	newVersionCommand,
 }
