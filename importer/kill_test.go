@@ -92,7 +92,10 @@ func killUntilDone(t *testing.T, dir string, r *rand.Rand, whole time.Duration) 
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		timer := time.AfterFunc(50*time.Millisecond+time.Duration(r.Int64N(int64(whole)/3)), func() { cmd.Process.Kill() })
+		// A little longer each time: a process may take longer to start than a part
+		// of the import does, and then none would ever get anywhere.
+		patience := 50*time.Millisecond + time.Duration(r.Int64N(int64(whole)/3)) + time.Duration(killed)*whole/8
+		timer := time.AfterFunc(patience, func() { cmd.Process.Kill() })
 		err := cmd.Wait()
 		timer.Stop()
 		if err == nil {
