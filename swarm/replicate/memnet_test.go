@@ -16,7 +16,7 @@ import (
 
 // A node is one replicator with its cores, as a plain value.
 type node struct {
-	t     *testing.T
+	t     testing.TB
 	id    PeerID
 	r     *Replicator
 	cores map[core.DiscoveryKey]*memCore
@@ -26,11 +26,11 @@ type node struct {
 	opened    int
 }
 
-func newNode(t *testing.T, id byte, cores ...*memCore) *node {
+func newNode(t testing.TB, id byte, cores ...*memCore) *node {
 	return newNodeWith(t, id, Config{}, cores...)
 }
 
-func newNodeWith(t *testing.T, id byte, cfg Config, cores ...*memCore) *node {
+func newNodeWith(t testing.TB, id byte, cfg Config, cores ...*memCore) *node {
 	n := &node{t: t, id: PeerID{id}, cores: map[core.DiscoveryKey]*memCore{}}
 	for _, c := range cores {
 		n.cores[c.key.Discovery()] = c
