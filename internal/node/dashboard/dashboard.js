@@ -10,14 +10,15 @@ function bytes(n) {
   return (i && n < 10 ? n.toFixed(1) : Math.round(n)) + " " + units[i];
 }
 
-function fill(id, rows) {
-  const body = byID(id);
-  body.replaceChildren(...rows.map((cells) => {
+// fill replaces the rows of a table; with none, it says so in a row of its own.
+function fill(id, rows, none) {
+  if (!rows.length) rows = [[none]];
+  byID(id).replaceChildren(...rows.map((cells) => {
     const tr = document.createElement("tr");
     for (const c of cells) {
       const td = document.createElement("td");
       td.textContent = String(c);
-      if (typeof c === "number") td.className = "number";
+      if (cells.length === 1) td.colSpan = 3;
       tr.append(td);
     }
     return tr;
@@ -33,7 +34,7 @@ function show(s) {
     document.querySelector("#bar ." + name).style.flexGrow = n;
   }
   fill("usage", [
-    ["from peers (" + u.peers + " different)", u.from_peers],
+    ["from " + u.peers + (u.peers === 1 ? " peer" : " peers"), u.from_peers],
     ["from disk", u.from_disk],
     ["from upstream", u.from_upstream],
     ["failed", u.failed],
@@ -48,8 +49,8 @@ function show(s) {
     ["evicted", s.store.evicted],
   ]);
   fill("sources", s.registries.map((r) => ["operator " + r.key, r.length ? (r.stale ? "stale, " : "") + "signed " + r.time : "not reached yet"])
-    .concat(s.upstreams.map((url) => ["upstream", url])));
-  fill("swarm", s.swarm.peers.map((p) => [p.key, p.addr, new Date(p.since).toLocaleString()]));
+    .concat(s.upstreams.map((url) => ["upstream", url])), "nowhere: this node is offline");
+  fill("swarm", s.swarm.peers.map((p) => [p.key, p.addr, new Date(p.since).toLocaleString()]), "none connected");
   const base = location.origin;
   byID("go").textContent = "GOPROXY=" + base + "/go go build ./...";
   byID("cargo").textContent = "cargo --config 'source.crates-io.replace-with=\"pkgswarm\"' \\\n      --config 'registries.pkgswarm.index=\"sparse+" + base + "/cargo/\"' build";
