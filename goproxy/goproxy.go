@@ -271,7 +271,7 @@ func (h *handler) sumFile(ctx context.Context, file string) ([]byte, string, err
 			return nil, "", err
 		}
 		if h.modules.Secret(m.Path) { // SEC-60
-			return nil, "", fmt.Errorf("%s: %w: not asked of a checksum database", m, modules.ErrPrivate)
+			return nil, "", fmt.Errorf("%s: %w: not asked of a checksum database; set GONOSUMDB (or GOPRIVATE) where go runs", m, modules.ErrPrivate)
 		}
 		body, err := h.sumdb.Answer(ctx, m)
 		return body, mutable, err

@@ -71,8 +71,10 @@ func newMirror(t testing.TB, up *goupstream.Server, c mirrorConfig) *mirror {
 	for patterns, proxies := range c.private {
 		l, _, err := modules.ParseList(proxies)
 		check(err)
-		private = append(private, modules.PrivateSource{Patterns: patterns, Proxies: l})
-		origins = append(origins, l.Proxies()...)
+		own, err := upstream.New(upstream.Config{Origins: l.Proxies(), Proxy: &httpproxy.Config{}})
+		check(err)
+		t.Cleanup(own.Close)
+		private = append(private, modules.PrivateSource{Patterns: patterns, Proxies: l, Upstream: own})
 	}
 	client, err := upstream.New(upstream.Config{Origins: origins, Scopes: scopes, Proxy: &httpproxy.Config{}})
 	check(err)

@@ -36,6 +36,7 @@ func (f *serveFlags) add(cmd *cobra.Command) {
 	fs.StringVar(&f.node.GoUpstream, "go-upstream", "", "GOPROXY `LIST` (default: what go is configured to use)")
 	fs.StringVar(&f.node.SumDB, "sumdb", "", "checksum database, as `\"VKEY [URL]\"`, or off (default: what go is configured to use)")
 	fs.StringSliceVar(&f.node.Private, "private", nil, "module path `PATTERNS` that are never asked of peers, as in GOPRIVATE")
+	fs.StringSliceVar(&f.node.GoPrivate, "go-private-upstream", nil, "GOPROXY for private modules, as `[PATTERN=]URL`, or direct; may be repeated")
 	fs.DurationVar(&f.node.IndexTTL, "index-ttl", 10*time.Minute, "`TIME` until an index answer is asked for again")
 	fs.BoolVar(&f.node.Offline, "offline", false, "never ask an upstream")
 	fs.StringVar(&f.diskCap, "disk-cap", "", "most `BYTES` of artifacts, such as 500GB (default: no bound)")

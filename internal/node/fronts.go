@@ -55,12 +55,11 @@ func (n *Node) openCargo() error {
 	c := crates.Config{Index: index, Fetcher: n.fetcher, Cache: cache, TTL: n.c.IndexTTL,
 		Rules: n.c.Policy.Cargo, DryRun: n.c.Policy.DryRun, Logger: n.log}
 	if !n.c.Offline {
-		origins.Scopes, origins.UserAgent, origins.Logger = scopes, n.userAgent(), n.log
-		client, err := upstream.New(origins)
+		origins.Scopes = scopes
+		client, err := n.newUpstream(origins)
 		if err != nil {
 			return err
 		}
-		n.closers = append(n.closers, func() error { client.Close(); return nil })
 		c.Upstream = client
 		n.upstreamNames = append(n.upstreamNames, index)
 	}

@@ -42,13 +42,15 @@ func (n *Node) openGo() error {
 	}
 	sc := sumdb.Config{Key: s.sumKey, URL: s.sumURL, Proxies: s.proxies.Proxies(), StateDir: n.c.State, Cache: cache, Logger: n.log}
 	if !n.c.Offline {
-		client, err := upstream.New(s.origins(n))
+		client, err := n.newUpstream(s.origins(n))
 		if err != nil {
 			return err
 		}
-		n.closers = append(n.closers, func() error { client.Close(); return nil })
 		mc.Upstream, sc.Upstream = client, client
 		n.upstreamNames = append(n.upstreamNames, s.proxies.Proxies()...)
+	}
+	if mc.Private, err = n.privateSources(s); err != nil {
+		return err
 	}
 	hc := goproxy.Config{Logger: n.log}
 	if s.sumKey != "" {
@@ -69,7 +71,8 @@ func (n *Node) openGo() error {
 // goSettings are those of the go command that count for a node.
 type goSettings struct {
 	proxies modules.List
-	scopes  []upstream.Scope
+	scopes  []upstream.Scope // from the URLs of the list
+	netrc   []upstream.Scope
 	sumKey  string // empty: no checksum database
 	sumURL  string // empty: through the proxies, or at its name
 	noProxy string // patterns
@@ -78,7 +81,7 @@ type goSettings struct {
 
 // origins returns whom the node may ask.
 func (s *goSettings) origins(n *Node) upstream.Config {
-	c := upstream.Config{Scopes: s.scopes, UserAgent: n.userAgent(), Logger: n.log}
+	c := upstream.Config{Scopes: append(s.scopes, s.netrc...)}
 	add := func(url string, public bool) {
 		if public {
 			c.PublicOrigins = append(c.PublicOrigins, url)
@@ -122,12 +125,8 @@ func (n *Node) goSettings() (*goSettings, error) {
 	if s.sumKey, s.sumURL, err = parseSumDB(db); err != nil {
 		return nil, err
 	}
-	netrc, err := upstream.Netrc(netrcPath())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		n.log.Warn("no credentials from netrc", "err", err)
-	}
-	s.scopes = append(s.scopes, netrc...)
-	return s, nil
+	s.netrc = n.netrc()
+	return s, checkPatterns(s.noProxy + "," + s.noSums)
 }
 
 // withoutSelf takes this node out of a list that setup has put it into.
@@ -220,6 +219,15 @@ func goEnvFile() map[string]string {
 		}
 	}
 	return m
+}
+
+// netrc returns the credentials that the user of this machine has for hosts.
+func (n *Node) netrc() []upstream.Scope {
+	scopes, err := upstream.Netrc(netrcPath())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		n.log.Warn("no credentials from netrc", "err", err)
+	}
+	return scopes
 }
 
 func netrcPath() string {

@@ -71,6 +71,7 @@ type Config struct {
 	GoUpstream    string        // as GOPROXY; empty: what the machine's go uses
 	SumDB         string        // as GOSUMDB; empty: what the machine's go uses
 	Private       []string      // patterns as in GOPRIVATE, beside those of the machine's go
+	GoPrivate     []string      // where private modules come from: [PATTERN=]URL, or direct
 	IndexTTL      time.Duration // until an index answer is revalidated; 0: 10 minutes
 	Offline       bool          // never ask an upstream
 

@@ -180,7 +180,7 @@ func (m *Modules) keepResolved(r route, w *wanted, f *File) {
 // ask gets the file from the upstream, and proves it. old is a copy that may
 // still be right, or nil.
 func (m *Modules) ask(ctx context.Context, r route, w *wanted, old *File) (*File, error) {
-	if m.conf.Upstream == nil {
+	if r.from == nil {
 		return nil, fmt.Errorf("%w: offline", upstream.ErrUnreachable)
 	}
 	esc, err := module.EscapePath(w.path)
@@ -194,7 +194,7 @@ func (m *Modules) ask(ctx context.Context, r route, w *wanted, old *File) (*File
 		if old != nil {
 			req.Validators = old.validators
 		}
-		a, err := m.conf.Upstream.Get(ctx, req)
+		a, err := r.from.Get(ctx, req)
 		if err != nil {
 			return err
 		}

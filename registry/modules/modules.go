@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"time"
 
 	"golang.org/x/mod/module"
@@ -58,10 +59,13 @@ type Zips interface {
 	Fetch(ctx context.Context, a *fetch.Artifact) (*fetch.Body, error)
 }
 
-// A PrivateSource is where to ask for the modules of some patterns.
+// A PrivateSource is where to ask for the modules of some patterns. Without any
+// proxy to ask, "direct" answers that there is no such module here, so that go
+// fetches it from version control itself.
 type PrivateSource struct {
 	Patterns string // comma-separated, like GOPRIVATE
 	Proxies  List
+	Upstream Upstream // asks these proxies and nobody else; nil: offline
 }
 
 // A Config says where modules come from and where they are kept.
@@ -120,22 +124,24 @@ func New(c Config) *Modules {
 // A route is where a module is asked for, and who may hear of it.
 type route struct {
 	list    List
-	sums    bool   // the checksum database covers it
-	private bool   // from a source of its own
-	prefix  string // of cache keys, so that sources never mix
+	from    Upstream // nil: offline
+	sums    bool     // the checksum database covers it
+	private bool     // from a source of its own
+	prefix  string   // of cache keys, so that sources never mix
 }
 
 // route decides about a module path, before anything else is done with it.
 func (m *Modules) route(path string) (route, error) {
-	for i, p := range m.conf.Private {
+	for _, p := range m.conf.Private {
 		if module.MatchPrefixPatterns(p.Patterns, path) {
-			return route{list: p.Proxies, private: true, prefix: fmt.Sprintf("private %d ", i)}, nil
+			from := strings.Join(append(p.Proxies.Proxies(), ""), " ")
+			return route{list: p.Proxies, from: p.Upstream, private: true, prefix: "private " + from}, nil
 		}
 	}
 	if module.MatchPrefixPatterns(m.conf.NoProxy, path) {
-		return route{}, fmt.Errorf("%w: %s matches a private pattern, and no private source is configured for it", ErrPrivate, path)
+		return route{}, fmt.Errorf("%w: %s matches a private pattern, and this node has no source for it: give it one with --go-private-upstream, or set GOPRIVATE where go runs to have it fetched without the node", ErrPrivate, path)
 	}
-	return route{list: m.conf.Proxies, sums: m.conf.Sums != nil && !module.MatchPrefixPatterns(m.conf.NoSums, path)}, nil
+	return route{list: m.conf.Proxies, from: m.conf.Upstream, sums: m.conf.Sums != nil && !module.MatchPrefixPatterns(m.conf.NoSums, path)}, nil
 }
 
 // Secret reports whether the checksum database must not hear of a module.

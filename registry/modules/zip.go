@@ -35,9 +35,9 @@ func (m *Modules) Zip(ctx context.Context, path, version string) (*fetch.Body, e
 		Private:  !r.sums,
 		MaxBytes: artifact.MaxZip,
 	}
-	if m.conf.Upstream != nil && !onlyHeld(ctx) {
+	if r.from != nil && !onlyHeld(ctx) {
 		a.Upstream = func(ctx context.Context) (*fetch.Download, error) {
-			return m.openZip(ctx, r, esc+"/@v/"+escVersion+".zip")
+			return r.openZip(ctx, esc+"/@v/"+escVersion+".zip")
 		}
 	}
 	v := module.Version{Path: path, Version: version}
@@ -79,10 +79,10 @@ func (m *Modules) zipError(ctx context.Context, v module.Version, err error) err
 	return err
 }
 
-func (m *Modules) openZip(ctx context.Context, r route, name string) (*fetch.Download, error) {
+func (r *route) openZip(ctx context.Context, name string) (*fetch.Download, error) {
 	var d *fetch.Download
 	err := r.list.try(ctx, func(base string, hurry bool) error {
-		s, err := m.conf.Upstream.Open(ctx, upstream.Request{URL: base + "/" + name, Kind: kind(upstream.ModuleZip, hurry), Once: hurry})
+		s, err := r.from.Open(ctx, upstream.Request{URL: base + "/" + name, Kind: kind(upstream.ModuleZip, hurry), Once: hurry})
 		if err != nil {
 			return err
 		}

@@ -1,0 +1,90 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+
+	"github.com/pkgswarm/pkgswarm/registry/modules"
+	"github.com/pkgswarm/pkgswarm/registry/upstream"
+)
+
+// checkPatterns returns an error for a pattern that would match nothing, because
+// the names that it was meant for would not be private then.
+func checkPatterns(patterns string) error {
+	for p := range strings.SplitSeq(patterns, ",") {
+		if _, err := path.Match(p, ""); err != nil {
+			return fmt.Errorf("private names: malformed pattern %q", p)
+		}
+	}
+	return nil
+}
+
+// A privateGo is where private modules come from.
+type privateGo struct {
+	modules.PrivateSource
+	scopes []upstream.Scope
+}
+
+// parsePrivateGo parses [PATTERN=]URL. Without a pattern the source is for all
+// names that are private anyway.
+func parsePrivateGo(s, patterns string) (privateGo, error) {
+	if pattern, url, ok := strings.Cut(s, "="); ok && !strings.Contains(pattern, "://") {
+		patterns, s = pattern, url
+	}
+	if err := checkPatterns(patterns); err != nil {
+		return privateGo{}, err
+	}
+	if patterns == "" {
+		return privateGo{}, fmt.Errorf("private source %s: for which modules? Name them with --private PATTERNS, or as PATTERN=URL", redactURL(s))
+	}
+	list, scopes, err := modules.ParseList(s)
+	if err != nil {
+		return privateGo{}, err
+	}
+	if len(list) != 1 {
+		return privateGo{}, errors.New("private source: want [PATTERN=]URL, or direct")
+	}
+	return privateGo{modules.PrivateSource{Patterns: patterns, Proxies: list}, scopes}, nil
+}
+
+func redactURL(s string) string {
+	clean, _, err := upstream.SplitUserinfo(s)
+	if err != nil {
+		return "with a malformed URL"
+	}
+	return clean
+}
+
+// privateSources returns where private modules are asked for. Each has a client of
+// its own, so that not even a redirect leads from one to another or to the public
+// upstream (SEC-62).
+func (n *Node) privateSources(s *goSettings) ([]modules.PrivateSource, error) {
+	var sources []modules.PrivateSource
+	for _, text := range n.c.GoPrivate {
+		p, err := parsePrivateGo(text, s.noProxy)
+		if err != nil {
+			return nil, err
+		}
+		if !n.c.Offline {
+			client, err := n.newUpstream(upstream.Config{Origins: p.Proxies.Proxies(), Scopes: append(p.scopes, s.netrc...)})
+			if err != nil {
+				return nil, err
+			}
+			p.Upstream = client
+		}
+		sources = append(sources, p.PrivateSource)
+	}
+	return sources, nil
+}
+
+// newUpstream opens a client that is closed with the node.
+func (n *Node) newUpstream(c upstream.Config) (*upstream.Client, error) {
+	c.UserAgent, c.Logger = n.userAgent(), n.log
+	client, err := upstream.New(c)
+	if err == nil {
+		n.closers = append(n.closers, func() error { client.Close(); return nil })
+	}
+	return client, err
+}
