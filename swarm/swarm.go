@@ -108,8 +108,8 @@ type Config struct {
 
 	Protocols []Protocol
 
-	MaxIn, MaxOut            int           // connections; 0 is the default
-	UploadRate, DownloadRate *rate.Limiter // bytes of blocks a second; nil is no limit
+	MaxIn, MaxOut int // connections; 0 is the default
+	Limits        Limits
 
 	// Extensions answers extension messages by name; that of Hyperbee is answered
 	// in any case.
@@ -121,6 +121,18 @@ type Config struct {
 	Dial func(context.Context, transport.Address) (net.Conn, error)
 
 	Logger *slog.Logger // nil discards
+}
+
+// Limits caps the bytes of blocks that are exchanged with all peers together in a
+// second; 0 is no limit. Each peer gets the same share (SEC-28).
+type Limits struct{ Upload, Download int64 }
+
+// limiter returns what holds an average of n bytes a second; nil if n is 0.
+func limiter(n int64) *rate.Limiter {
+	if n <= 0 {
+		return nil
+	}
+	return rate.NewLimiter(rate.Limit(n), int(min(max(n/10, 64<<10), 16<<20)))
 }
 
 // A PeerInfo tells of a connected peer.
@@ -210,7 +222,7 @@ func New(c Config) (*Swarm, error) {
 	s.replicator = replicate.New(replicate.Config{
 		Self: replicate.PeerID(s.self),
 		Open: c.Open, OnConflict: c.OnConflict, Extensions: extensions(c.Extensions),
-		UploadRate: c.UploadRate, DownloadRate: c.DownloadRate, Logger: s.log,
+		UploadRate: limiter(c.Limits.Upload), DownloadRate: limiter(c.Limits.Download), Logger: s.log,
 	})
 	return s, nil
 }

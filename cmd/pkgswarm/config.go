@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/pkgswarm/pkgswarm/internal/config"
@@ -18,19 +19,18 @@ func newConfigCommand(s *streams) *cobra.Command {
 	}
 	asJSON := false
 	show := &cobra.Command{
-		Use:   "show [COMMAND]",
+		Use:   "show [COMMAND...]",
 		Short: "Print each setting of a command (serve, unless given) and where its value comes from",
 		Example: `  pkgswarm config show
   PKGSWARM_LISTEN=:8080 pkgswarm config show --json`,
-		Args: cobra.MaximumNArgs(1),
+		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			name := "serve"
-			if len(args) == 1 {
-				name = args[0]
+			if len(args) == 0 {
+				args = []string{"serve"}
 			}
-			target, _, err := cmd.Root().Find([]string{name})
-			if err != nil || target == cmd.Root() {
-				return &exitError{exitUsage, fmt.Errorf("no command %q", name), "see pkgswarm help"}
+			target, rest, err := cmd.Root().Find(args)
+			if err != nil || target == cmd.Root() || len(rest) > 0 {
+				return &exitError{exitUsage, fmt.Errorf("no command %q", strings.Join(args, " ")), "see pkgswarm help"}
 			}
 			f, err := readConfig(cmd)
 			if err != nil {

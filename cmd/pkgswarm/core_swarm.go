@@ -35,6 +35,7 @@ func newIdentity() ed25519.PrivateKey {
 
 func (f *coreFlags) serveCommand() *cobra.Command {
 	var listen, ws, peers []string
+	var rates rateFlags
 	lan := false
 	cmd := &cobra.Command{
 		Use:   "serve CORE...",
@@ -47,11 +48,17 @@ their keys: over TCP, and over WebSocket at ws://ADDR/swarm.`,
 			if len(listen)+len(ws)+len(peers) == 0 {
 				listen = []string{"127.0.0.1:0"}
 			}
+			limits, err := rates.limits()
+			if err != nil {
+				return err
+			}
 			store, err := f.open(false)
 			if err != nil {
 				return err
 			}
-			err = f.serveCores(cmd.Context(), store, args, ws, swarm.Config{Key: newIdentity(), Listen: listen, Peers: peers, LAN: lan, PeerExchange: true})
+			err = f.serveCores(cmd.Context(), store, args, ws, swarm.Config{
+				Key: newIdentity(), Listen: listen, Peers: peers, LAN: lan, PeerExchange: true, Limits: limits,
+			})
 			return errors.Join(err, store.Close())
 		},
 	}
@@ -60,6 +67,7 @@ their keys: over TCP, and over WebSocket at ws://ADDR/swarm.`,
 	fs.StringSliceVar(&ws, "ws", nil, "`ADDR` to listen on for WebSockets")
 	fs.BoolVar(&lan, "lan", false, "announce the cores on the local network, and find peers there")
 	fs.StringSliceVar(&peers, "peer", nil, "`ADDR` of a peer to connect to; may be repeated")
+	rates.add(fs)
 	return cmd
 }
 
@@ -173,6 +181,8 @@ type cloneFlags struct {
 	live    bool
 	lan     bool
 	timeout time.Duration
+	rates   rateFlags
+	limits  swarm.Limits // what rates say
 }
 
 func (f *coreFlags) cloneCommand() *cobra.Command {
@@ -191,6 +201,9 @@ Exit code 12 means that no peer had the core in time.`,
 			key, err := core.ParseKey(args[0])
 			if err != nil {
 				return &exitError{exitUsage, err, "a key has 52 characters of z-base-32 or 64 hexadecimal digits"}
+			}
+			if o.limits, err = o.rates.limits(); err != nil {
+				return err
 			}
 			if len(o.peers) == 0 && !o.lan {
 				return &exitError{exitUsage, errors.New("no peer to clone from"), "name one with --peer ADDR, or look for them with --lan"}
@@ -212,6 +225,7 @@ Exit code 12 means that no peer had the core in time.`,
 	fs.StringVar(&o.rng, "range", "", "only the blocks `A..B`, without B (default: all)")
 	fs.BoolVar(&o.live, "live", false, "go on with what is appended later")
 	fs.BoolVar(&o.lan, "lan", false, "find peers on the local network")
+	o.rates.add(fs)
 	fs.DurationVar(&o.timeout, "timeout", 30*time.Second, "`TIME` within which a peer must tell of the core")
 	return cmd
 }
@@ -230,7 +244,10 @@ func (f *coreFlags) clone(ctx context.Context, store *core.Store, key core.Key, 
 		return err
 	}
 	defer c.Close()
-	config := swarm.Config{Key: newIdentity(), Peers: o.peers, Open: only(store, map[core.DiscoveryKey]bool{c.DiscoveryKey(): true}), LAN: o.lan, PeerExchange: true}
+	config := swarm.Config{
+		Key: newIdentity(), Peers: o.peers, LAN: o.lan, PeerExchange: true, Limits: o.limits,
+		Open: only(store, map[core.DiscoveryKey]bool{c.DiscoveryKey(): true}),
+	}
 	if o.lan {
 		config.Topics = append(config.Topics, swarm.Topic(c.DiscoveryKey()))
 	}

@@ -30,6 +30,7 @@ type importFlags struct {
 	listen       []string
 	peers        []string
 	lan          bool
+	rates        rateFlags
 	cosigners    []string
 	quorum       int
 }
@@ -47,6 +48,7 @@ func (f *importFlags) add(cmd *cobra.Command) {
 	fl.StringSliceVar(&f.listen, "swarm-listen", nil, "accept peers at `ADDR` while watching; may be repeated")
 	fl.StringSliceVar(&f.peers, "peer", nil, "connect to the peer at `ADDR` while watching; may be repeated")
 	fl.BoolVar(&f.lan, "lan", false, "announce the registry on the local network while watching")
+	f.rates.add(fl)
 	fl.StringArrayVar(&f.cosigners, "cosigner", nil, "seed `FILE` of a further signer of the catalog; may be repeated")
 	fl.IntVar(&f.quorum, "quorum", 0, "how many of the signers must sign (default: the majority)")
 }

@@ -22,8 +22,13 @@ func (op *operator) seeder(f *importFlags) (*swarm.Swarm, error) {
 	if err != nil {
 		return nil, err
 	}
+	limits, err := f.rates.limits()
+	if err != nil {
+		return nil, err
+	}
 	c := swarm.Config{
-		Key: key, Listen: f.listen, Peers: f.peers,
+		Limits: limits,
+		Key:    key, Listen: f.listen, Peers: f.peers,
 		Open:   swarm.FromStore(op.store),
 		LAN:    f.lan,
 		Topics: []swarm.TopicID{swarm.Topic(op.core.DiscoveryKey())},

@@ -21,6 +21,7 @@ type serveFlags struct {
 	node    node.Config
 	diskCap string
 	minFree string
+	rates   rateFlags
 	noLAN   bool
 
 	registries []string
@@ -47,6 +48,7 @@ func (f *serveFlags) add(cmd *cobra.Command) {
 	fs.BoolVar(&f.node.LAN, "lan", true, "find peers on the local network")
 	fs.BoolVar(&f.node.PeerExchange, "peer-exchange", true, "learn of peers from peers, and tell them of each other")
 	fs.BoolVar(&f.noLAN, "no-lan", false, "the same as --lan=false")
+	f.rates.add(fs)
 	fs.StringVar(&f.node.FleetTokenFile, "fleet-token-file", "", "`FILE` with the join token of a fleet")
 	fs.StringVar(&f.node.PublicURL, "public-url", "", "`URL` at which other machines reach this node")
 	fs.StringSliceVar(&f.node.Hosts, "host", nil, "further `HOST[:PORT]` that the node answers to; may be repeated")
@@ -69,6 +71,9 @@ func (f *serveFlags) config(s *streams) (node.Config, error) {
 		return c, err
 	}
 	if c.MinFree, err = parseSize("min-free", f.minFree); err != nil {
+		return c, err
+	}
+	if c.Limits, err = f.rates.limits(); err != nil {
 		return c, err
 	}
 	if c.MinFree == 0 {

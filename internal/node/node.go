@@ -89,6 +89,7 @@ type Config struct {
 	PeerExchange   bool     // learn of peers from peers, and tell them of each other
 	FleetTokenFile string   // the join token of a fleet
 	PeerBudget     time.Duration
+	Limits         swarm.Limits // what is exchanged with peers
 
 	PublicURL string   // how clients off this machine reach the node
 	Hosts     []string // further values of the Host header that are accepted

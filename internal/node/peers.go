@@ -38,6 +38,7 @@ func (n *Node) openSwarm() error {
 		Logger: n.log,
 		LAN:    n.c.LAN,
 		Topics: n.topics(),
+		Limits: n.c.Limits,
 
 		PeerExchange: n.c.PeerExchange,
 		OnConflict: func(e core.Evidence) {

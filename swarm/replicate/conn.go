@@ -76,6 +76,8 @@ type conn struct {
 	minRTTAt time.Time
 	last     time.Time // when something was last received
 
+	guess int // size of the next answer; used by the writing goroutine only
+
 	// Floods. Used by the reading goroutine only.
 	wants, bitfields, ranges, extensions *rate.Limiter
 }
@@ -97,7 +99,7 @@ func newConn(r *Replicator, mux Mux) *conn {
 	c := &conn{
 		r: r, mux: mux, id: mux.Peer(),
 		wake: make(chan struct{}, 1), done: make(chan struct{}),
-		peers: make(map[core.DiscoveryKey]*peer), window: initialWindow,
+		peers: make(map[core.DiscoveryKey]*peer), window: initialWindow, guess: 64 << 10,
 		wants:      rate.NewLimiter(100, 2048),
 		bitfields:  rate.NewLimiter(200, 4096),
 		ranges:     rate.NewLimiter(50_000, 200_000),
@@ -293,15 +295,10 @@ func (c *conn) writeSome() (more bool, err error) {
 		c.mu.Unlock()
 	}
 	for sent := 0; sent < batchBytes; {
-		if !mayTransfer(c.r.cfg.UploadRate) {
-			time.AfterFunc(tick, c.signal)
+		if !c.hasUploads() || !c.r.upload.turn(c, c.guess, c.signal) {
 			return false, nil
 		}
-		u := c.nextUpload()
-		if u == nil {
-			return false, nil
-		}
-		n, err := u.answer()
+		n, err := c.answerNext()
 		if err != nil {
 			return false, err
 		}

@@ -205,27 +205,33 @@ func (f *feed) askUpgrade(p *peer) {
 	f.ask(p, req, priority)
 }
 
-// askNext asks p for one block. It returns false if there is none to ask for.
+// askNext asks p for one block. It returns false if there is none to ask for, or
+// none may be asked for yet.
 func (f *feed) askNext(p *peer) bool {
-	if f.askUrgent(p) {
+	if len(f.urgent) == 0 && len(f.retry) == 0 && len(f.ranges) == 0 {
+		return false
+	}
+	if !f.r.download.turn(f, 0, f.pumpSoon) { // ask takes what it costs
+		return false
+	}
+	if f.askUrgent(p) || f.askRetry(p) {
 		return true
 	}
-	if len(f.retry) == 0 && len(f.ranges) == 0 {
-		return false
-	}
-	limit := f.r.cfg.DownloadRate
-	if !mayTransfer(limit) {
-		f.arm() // tick tries again
-		return false
-	}
-	asked := f.askRetry(p)
 	for _, d := range f.ranges {
-		asked = asked || f.askRange(p, d)
+		if f.askRange(p, d) {
+			return true
+		}
 	}
-	if asked = asked || f.askAgain(p); asked {
-		oweRate(limit, int(f.blockBytes()))
-	}
-	return asked
+	return len(f.ranges) > 0 && f.askAgain(p)
+}
+
+// pumpSoon is pump for those who may hold locks.
+func (f *feed) pumpSoon() {
+	time.AfterFunc(0, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.pump()
+	})
 }
 
 // maxExamined bounds the entries of a queue that are looked at for one request.

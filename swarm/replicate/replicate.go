@@ -97,7 +97,7 @@ type Config struct {
 	Extensions map[string]Extension
 
 	// UploadRate and DownloadRate cap the bytes of blocks per second over all
-	// peers. Nil means no limit.
+	// peers, of which each gets the same share. Nil means no limit.
 	UploadRate, DownloadRate *rate.Limiter
 
 	// Logger gets what happens; nil discards it.
@@ -161,8 +161,9 @@ var (
 
 // A Replicator exchanges cores over the connections given to it.
 type Replicator struct {
-	cfg Config
-	log *slog.Logger
+	cfg              Config
+	log              *slog.Logger
+	upload, download *throttle
 
 	mu     sync.Mutex
 	feeds  map[core.DiscoveryKey]*feed
@@ -178,6 +179,7 @@ func New(cfg Config) *Replicator {
 	}
 	return &Replicator{
 		cfg: cfg, log: log,
+		upload: newThrottle(cfg.UploadRate), download: newThrottle(cfg.DownloadRate),
 		feeds: make(map[core.DiscoveryKey]*feed),
 		conns: make(map[*conn]struct{}),
 	}

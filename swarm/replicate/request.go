@@ -93,6 +93,7 @@ func (f *feed) ask(p *peer, req *request, priority uint64) {
 	p.c.sent(p, len(p.inFlight) == 1)
 	if req.block != nil {
 		req.block.reqs = append(req.block.reqs, req)
+		f.r.download.settle(0, int(f.blockBytes()))
 	}
 	p.send(msgRequest, req.msg.AppendMessage(nil, req.id, priority))
 	f.arm()
@@ -434,6 +435,7 @@ func (f *feed) receive(p *peer, a *answer) (store bool, err error) {
 	if req == nil {
 		if a.id == 0 && proof.Fork == f.tree.Fork && f.allowsPush() && proof.Block != nil {
 			a.req = &request{p: p}
+			f.r.download.settle(0, len(proof.Block.Value))
 			return true, nil
 		}
 		return false, f.onUnasked(p, proof, a.id)

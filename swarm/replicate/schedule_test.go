@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -346,6 +347,62 @@ func TestHoldsNothing(t *testing.T) {
 		synctest.Wait()
 		if !errors.Is(l.errB, ErrClosed) {
 			t.Errorf("connection ended with %v", l.errB)
+		}
+	})
+}
+
+// TestGreedyPeers lets 50 peers download all they can from a node whose upload
+// is capped: together they get what is configured, each about the same, and those
+// that do not read keep nothing from the others. SEC-28
+func TestGreedyPeers(t *testing.T) {
+	simulate(t, func(t *testing.T, ctx context.Context) {
+		const peers, limit = 50, 2e6 // bytes a second
+		begin := time.Now()
+		c := testStatic(400, 64<<10)
+		seed := newNodeWith(t, 1, Config{UploadRate: rate.NewLimiter(limit, 100e3)}, c)
+		var links []*link
+		var sessions []*Session
+		ends := make(chan error, peers)
+		for i := range peers {
+			n := newNode(t, byte(i+2))
+			l := &link{delay: 5 * time.Millisecond}
+			if i%10 == 9 {
+				l.rate = 10 // does not read, as good as
+			}
+			links = append(links, l.connect(ctx, n, seed))
+			s, _ := n.open(c.key, SessionOptions{})
+			sessions = append(sessions, s)
+			go func() {
+				s.Update(ctx)
+				ends <- s.Download(ctx, 0, ^uint64(0))
+			}()
+		}
+		time.Sleep(time.Minute)
+		seconds := time.Since(begin).Seconds()
+		sum, least, most := 0, math.MaxInt, 0
+		for i, l := range links {
+			l.a.mu.Lock()
+			got := l.a.bytes
+			l.a.mu.Unlock()
+			sum += got
+			if i%10 != 9 {
+				least, most = min(least, got), max(most, got)
+			}
+		}
+		if got := float64(sum) / seconds; got > 1.02*limit || got < 0.9*limit {
+			t.Errorf("%.0f bytes a second were sent, want %.0f", got, limit)
+		}
+		if most > 2*least {
+			t.Errorf("one peer got %d bytes, another %d", least, most)
+		}
+		for _, s := range sessions {
+			s.Close()
+		}
+		for _, l := range links {
+			l.cut()
+		}
+		for range sessions {
+			<-ends
 		}
 	})
 }

@@ -105,6 +105,25 @@ func (c *conn) nextUpload() *upload {
 	return u
 }
 
+// hasUploads says whether a request waits to be answered.
+func (c *conn) hasUploads() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.queue) > 0
+}
+
+// answerNext answers one request, for which c.guess bytes were taken from the
+// upload rate, and returns about how many bytes the answer took.
+func (c *conn) answerNext() (n int, err error) {
+	taken := c.guess
+	if u := c.nextUpload(); u != nil {
+		n, err = u.answer()
+	}
+	c.r.upload.settle(taken, n)
+	c.guess = n
+	return n, err
+}
+
 // answer writes the answer and returns about how many bytes it took.
 func (u *upload) answer() (int, error) {
 	ch := u.p.openChannel()
@@ -124,7 +143,6 @@ func (u *upload) answer() (int, error) {
 	size := 256
 	if proof.Block != nil {
 		size += len(proof.Block.Value)
-		oweRate(u.p.f.r.cfg.UploadRate, len(proof.Block.Value))
 	}
 	return size, ch.Send(msgData, proof.AppendMessage(make([]byte, 0, size+42*proof.CountNodes()), u.id))
 }
