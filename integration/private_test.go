@@ -1,6 +1,9 @@
 package integration
 
 import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/ed25519"
 	"fmt"
@@ -15,6 +18,7 @@ import (
 	"time"
 
 	"github.com/pkgswarm/pkgswarm/core"
+	"github.com/pkgswarm/pkgswarm/internal/cargoupstream"
 	"github.com/pkgswarm/pkgswarm/internal/goupstream"
 	"github.com/pkgswarm/pkgswarm/internal/node"
 	"github.com/pkgswarm/pkgswarm/internal/testenv"
@@ -204,4 +208,122 @@ func TestPrivateModules(t *testing.T) {
 		}
 		wantSilence(t, "direct")
 	})
+}
+
+// packCrate returns a .crate with those files.
+func packCrate(t testing.TB, name, version string, files map[string]string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	w := tar.NewWriter(z)
+	for file, text := range files {
+		h := &tar.Header{Name: name + "-" + version + "/" + file, Mode: 0o644, Size: int64(len(text)), Typeflag: tar.TypeReg}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		w.Write([]byte(text))
+	}
+	w.Close()
+	z.Close()
+	return b.Bytes()
+}
+
+// library returns the .crate of a library with one function, x.
+func library(t testing.TB, name, deps, x string) []byte {
+	return packCrate(t, name, "1.0.0", map[string]string{
+		"Cargo.toml": "[package]\nname = \"" + name + "\"\nversion = \"1.0.0\"\nedition = \"2021\"\n[dependencies]\n" + deps,
+		"src/lib.rs": "pub fn x() -> &'static str { " + x + " }\n",
+	})
+}
+
+// TestPrivateCrates builds with the crates of a company's registry through a node:
+// their names go to that registry alone, with the token that the node's own cargo
+// is set up with, and Cargo.lock does not tell of the node. SEC-33, SEC-60, SEC-62
+func TestPrivateCrates(t *testing.T) {
+	testenv.Need(t, "cargo")
+	const cratesIO = "https://github.com/rust-lang/crates.io-index"
+	public, corp, e := cargoupstream.New(t), cargoupstream.New(t), newEar(t)
+	public.Add(t, "pub-lib", "1.0.0", library(t, "pub-lib", "", `"public"`))
+	public.Add(t, "corp-lib", "1.0.0", library(t, "corp-lib", "", `"evil"`))
+	public.Add(t, "corp-lib", "1.9.9", library(t, "corp-lib", "", `"evil"`))
+	corp.Add(t, "corp-lib", "1.0.0", library(t, "corp-lib", "pub-lib = \"1\"\n", `pub_lib::x()`),
+		`"deps":[{"name":"pub-lib","req":"^1","features":[],"optional":false,"default_features":true,"target":null,"kind":"normal","registry":"`+cratesIO+`"}]`)
+	token := "Bearer s3cret"
+	corp.Tamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		switch {
+		case r.Header.Get("Authorization") != token:
+			w.WriteHeader(http.StatusUnauthorized)
+		case r.URL.Path == "/index/config.json":
+			fmt.Fprintf(w, `{"dl":"%s/dl/{crate}/{crate}-{version}.crate","auth-required":true}`, corp.URL)
+		default:
+			next.ServeHTTP(w, r)
+		}
+	})
+	// The machine of the node knows the registry, and has the token.
+	home := t.TempDir()
+	t.Setenv("CARGO_HOME", home)
+	for name, text := range map[string]string{
+		"config.toml":      "[registries.corp]\nindex = \"" + corp.Index() + "\"\n",
+		"credentials.toml": "[registries.corp]\ntoken = \"" + token + "\"\n",
+	} {
+		if err := os.WriteFile(filepath.Join(home, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n := startNode(t, t.TempDir(), node.Config{
+		CargoUpstream: public.Index(), CargoPrivate: []string{"corp"}, Private: []string{"corp-*"}, GoUpstream: "off", SumDB: "off",
+		Peers: []string{e.Addrs()[0].String()}, PeerBudget: 200 * time.Millisecond,
+	})
+	n.waitPeers(1)
+
+	user := func(dependency string) *cargoClient {
+		c := newCargoClient(t, "sparse+"+n.URL()+"/cargo/", false)
+		c.write("Cargo.toml", "[package]\nname = \"app\"\nversion = \"0.1.0\"\nedition = \"2021\"\n[dependencies]\n"+dependency+"\n")
+		c.write("src/main.rs", "fn main() { println!(\"{}\", corp_lib::x()) }\n")
+		c.args = append(c.args, "--config", fmt.Sprintf("registries.corp.index=%q", corp.Index()),
+			"--config", fmt.Sprintf("source.corp.registry=%q", corp.Index()), "--config", `source.corp.replace-with="node"`,
+			"--config", fmt.Sprintf("source.node.registry=%q", "sparse+"+n.URL()+"/registries/corp/"))
+		return c
+	}
+	wantSilence := func(what string) {
+		t.Helper()
+		for path := range public.Lookups() {
+			if strings.Contains(path, "corp") {
+				t.Errorf("%s: the public registry was asked for %s", what, path)
+			}
+		}
+		public.Reset()
+	}
+
+	c := user(`corp-lib = { version = "1", registry = "corp" }`)
+	if out := c.run("run", "-q"); out != "public\n" {
+		t.Errorf("the program prints %q", out)
+	}
+	if lock := c.lock(); !strings.Contains(lock, `source = "`+corp.Index()+`"`) || strings.Contains(lock, n.URL()) {
+		t.Errorf("Cargo.lock:\n%s", lock)
+	}
+	if got := public.Downloads(); len(got) != 1 {
+		t.Errorf("downloads from the public registry: %v", got)
+	}
+	wantSilence("build")
+	if heard := slices.Compact(e.all()); len(heard) != 1 {
+		t.Errorf("peers heard %q, want one digest", heard)
+	}
+
+	out, err := user(`corp-lib = "1"`).try("fetch") // of crates.io, says this
+	if err == nil || !strings.Contains(out, "another one") {
+		t.Errorf("a private name without its registry: %v\n%s", err, out)
+	}
+	wantSilence("a private name without its registry")
+
+	c = user(`corp-lib = { version = "1", registry = "corp" }`)
+	corp.Stop()
+	if out, err := c.try("fetch"); err != nil { // from what is held
+		t.Errorf("source down: %v\n%s", err, out)
+	}
+	c.write("Cargo.toml", strings.ReplaceAll(read(t, filepath.Join(c.dir, "Cargo.toml")), "corp-lib", "corp-new"))
+	if out, err := c.try("fetch"); err == nil || strings.Contains(out, "no matching package") {
+		t.Errorf("a crate that is not held, source down: %v\n%s", err, out)
+	}
+	wantSilence("source down")
 }

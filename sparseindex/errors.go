@@ -10,6 +10,7 @@ import (
 	"unicode"
 
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
+	"github.com/pkgswarm/pkgswarm/registry/crates"
 	"github.com/pkgswarm/pkgswarm/registry/fetch"
 	"github.com/pkgswarm/pkgswarm/registry/policy"
 	"github.com/pkgswarm/pkgswarm/registry/upstream"
@@ -24,7 +25,7 @@ func status(err error) int {
 	switch {
 	case isAbsent(err):
 		return http.StatusNotFound
-	case withdrawn, blocked:
+	case withdrawn, blocked, errors.Is(err, crates.ErrPrivate):
 		return http.StatusForbidden
 	case wrong, errors.Is(err, upstream.ErrBadAnswer):
 		return http.StatusBadGateway

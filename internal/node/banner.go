@@ -13,6 +13,11 @@ func (n *Node) Banner() string {
 	url := n.URL()
 	fmt.Fprintf(&b, "pkgswarm %s is ready at %s\n", n.c.Version, url)
 	fmt.Fprintf(&b, "  cargo   sparse+%s/cargo/  (pkgswarm setup writes it to cargo's configuration)\n", url)
+	for _, f := range n.fronts {
+		if strings.HasPrefix(f.prefix, "/registries/") {
+			fmt.Fprintf(&b, "          sparse+%s%s  (private)\n", url, f.prefix)
+		}
+	}
 	fmt.Fprintf(&b, "  go      export GOPROXY=%s/go\n", url)
 	fmt.Fprintf(&b, "  from    %s\n", n.upstreamLine())
 	st := n.artifacts.Stats()

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/pkgswarm/pkgswarm/internal/filecache"
@@ -43,64 +44,125 @@ func (n *Node) userAgent() string {
 	return "pkgswarm/" + n.c.Version + " (+https://github.com/pkgswarm/pkgswarm)"
 }
 
+// openCargo opens the mirror of the public registry, and of the private ones.
 func (n *Node) openCargo() error {
-	index, origins, scopes, err := n.cargoUpstream()
-	if err != nil {
+	cargo := readCargoConfig()
+	if err := n.openPublicCargo(cargo); err != nil {
 		return err
 	}
-	cache, err := n.openCache("cargo", indexCache)
-	if err != nil {
-		return err
-	}
-	c := crates.Config{Index: index, Fetcher: n.fetcher, Cache: cache, TTL: n.c.IndexTTL,
-		Rules: n.c.Policy.Cargo, DryRun: n.c.Policy.DryRun, Logger: n.log}
-	if !n.c.Offline {
-		origins.Scopes = scopes
-		client, err := n.newUpstream(origins)
-		if err != nil {
+	for _, text := range n.c.CargoPrivate {
+		if err := n.openPrivateCargo(cargo, text); err != nil {
 			return err
 		}
-		c.Upstream = client
-		n.upstreamNames = append(n.upstreamNames, index)
+	}
+	return nil
+}
+
+func (n *Node) openPublicCargo(cargo cargoConfig) error {
+	s, public, err := n.cargoUpstream(cargo)
+	if err != nil {
+		return err
+	}
+	c := crates.Config{Private: strings.Join(n.c.Private, ",")}
+	if err := checkPatterns(c.Private); err != nil {
+		return err
 	}
 	if n.signed != nil {
 		c.Signed = signedCrates{n.signed, n}
 	}
-	s := crates.New(c)
-	n.crates = s
+	n.crates, err = n.mirrorCargo(c, s, public, "cargo", "/cargo/")
+	return err
+}
+
+// cargoUpstream returns the registry to mirror, and whether it is a default one.
+func (n *Node) cargoUpstream(cargo cargoConfig) (s cargoSource, public bool, err error) {
+	configured, name := n.c.CargoUpstream, ""
+	if configured == "" {
+		name, configured = cargo.replacement()
+	}
+	if configured == "" {
+		return cargoSource{index: registry.CargoIndex}, true, nil
+	}
+	s, err = cargo.source(configured, name)
+	return s, false, err
+}
+
+// registryName is what a private registry may be called: it is part of a path.
+var registryName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_-]{0,63}$`)
+
+// openPrivateCargo opens the mirror of a registry that is not public, given as
+// NAME=sparse+URL, or as the NAME by which cargo knows it.
+func (n *Node) openPrivateCargo(cargo cargoConfig, text string) error {
+	name, configured, _ := strings.Cut(text, "=")
+	if !registryName.MatchString(name) {
+		return fmt.Errorf("private registry %q: want NAME=sparse+URL", name)
+	}
+	if configured == "" {
+		if configured = cargo.index(name); configured == "" {
+			return fmt.Errorf("private registry %s: cargo knows none of that name: give its index, as %s=sparse+URL", name, name)
+		}
+	}
+	s, err := cargo.source(configured, name)
+	if err != nil {
+		return fmt.Errorf("private registry %s: %w", name, err)
+	}
+	c := crates.Config{Name: name, Unshared: true, Token: s.token}
+	_, err = n.mirrorCargo(c, s, false, filepath.Join("registries", name), "/registries/"+name+"/")
+	return err
+}
+
+// mirrorCargo opens a mirror of s at prefix, whose cached index files are in dir.
+func (n *Node) mirrorCargo(c crates.Config, s cargoSource, public bool, dir, prefix string) (*crates.Crates, error) {
+	cache, err := n.openCache(dir, indexCache)
+	if err != nil {
+		return nil, err
+	}
+	c.Index, c.Token, c.Fetcher, c.Cache, c.TTL, c.Logger = s.index, s.token, n.fetcher, cache, n.c.IndexTTL, n.log
+	c.Rules, c.DryRun = n.c.Policy.Cargo, n.c.Policy.DryRun
+	if !n.c.Offline {
+		uc := upstream.Config{Origins: []string{s.index}, Scopes: append(s.scopes, n.netrc()...)}
+		if public {
+			uc.Origins, uc.PublicOrigins = nil, uc.Origins
+		}
+		client, err := n.newUpstream(uc)
+		if err != nil {
+			return nil, err
+		}
+		c.Upstream = client
+		n.upstreamNames = append(n.upstreamNames, s.index)
+	}
+	mirror := crates.New(c)
 	h := sparseindex.New(sparseindex.Config{
-		Index:        s,
-		BaseURL:      func(r *http.Request) string { return n.scheme() + "://" + r.Host + "/cargo" },
+		Index:        mirror,
+		BaseURL:      func(r *http.Request) string { return n.baseURL(r.Host) + strings.TrimSuffix(prefix, "/") },
 		AuthRequired: n.c.TokenFile != "",
 		Logger:       n.log,
 	})
-	n.fronts = append(n.fronts, front{name: "cargo", prefix: "/cargo/", h: h,
-		loops: map[string]func(context.Context) error{"ahead": s.Run}})
-	return nil
+	n.fronts = append(n.fronts, front{name: "cargo", prefix: prefix, h: h,
+		loops: map[string]func(context.Context) error{"ahead": mirror.Run}})
+	return mirror, nil
 }
 
-// cargoUpstream returns the index to mirror, and whom that allows to ask.
-func (n *Node) cargoUpstream() (index string, c upstream.Config, scopes []upstream.Scope, err error) {
-	configured := n.c.CargoUpstream
-	if configured == "" {
-		configured = cargoIndex()
+// baseURL returns how a client reaches the node that asked for that host, which
+// has been checked.
+func (n *Node) baseURL(host string) string {
+	if n.public != nil && strings.EqualFold(host, n.public.Host) {
+		return n.public.String()
 	}
-	if configured == "" {
-		return registry.CargoIndex, upstream.Config{PublicOrigins: []string{registry.CargoIndex}}, nil, nil
+	return n.scheme() + "://" + host
+}
+
+// parsePublicURL parses the node's address as others know it. It may lead through
+// a proxy that ends TLS and takes a path away.
+func parsePublicURL(s string) (*url.URL, error) {
+	if s == "" {
+		return nil, nil
 	}
-	index, ok := strings.CutPrefix(configured, "sparse+")
-	u, err := url.Parse(index)
-	if !ok || err != nil || u.Host == "" {
-		return "", c, nil, fmt.Errorf("%q is not sparse+ and a URL", configured)
+	u, err := url.Parse(strings.TrimRight(s, "/"))
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" {
+		return nil, fmt.Errorf("public URL %q is not http(s)://HOST", redactURL(s))
 	}
-	index, scope, err := upstream.SplitUserinfo(index)
-	if err != nil {
-		return "", c, nil, err
-	}
-	if scope != (upstream.Scope{}) {
-		scopes = append(scopes, scope)
-	}
-	return index, upstream.Config{Origins: []string{index}}, scopes, nil
+	return u, nil
 }
 
 func (n *Node) scheme() string {

@@ -7,7 +7,7 @@
 //
 //	store/cores, store/artifacts   databases
 //	artifacts/                     the files
-//	cargo/, go/                    cached answers of upstreams
+//	cargo/, registries/, go/       cached answers of upstreams
 //
 // The state directory holds what must not be lost or rolled back: the identity
 // among peers (identity), the token for changes over HTTP (token), the newest
@@ -16,6 +16,7 @@
 // # Paths
 //
 //	/cargo/...            cargo's sparse registry; its crates under /cargo/dl/
+//	/registries/NAME/...  the same for a private registry
 //	/go/..., and at the root all of /…/@v/…, /…/@latest, /sumdb/…   the GOPROXY
 //	/feeds/...            Atom feeds of the catalogs; see package feed
 //	/swarm                peers over WebSocket
@@ -35,6 +36,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -68,6 +70,7 @@ type Config struct {
 	State  string // directory
 
 	CargoUpstream string        // sparse+URL; empty: what the machine's cargo uses
+	CargoPrivate  []string      // further registries: NAME=sparse+URL, or a NAME that the machine's cargo knows
 	GoUpstream    string        // as GOPROXY; empty: what the machine's go uses
 	SumDB         string        // as GOSUMDB; empty: what the machine's go uses
 	Private       []string      // patterns as in GOPRIVATE, beside those of the machine's go
@@ -91,7 +94,7 @@ type Config struct {
 	PeerBudget     time.Duration
 	Limits         swarm.Limits // what is exchanged with peers
 
-	PublicURL string   // how clients off this machine reach the node
+	PublicURL string   // how clients off this machine reach the node, perhaps through a proxy
 	Hosts     []string // further values of the Host header that are accepted
 	TLSCert   string   // certificate and key files: HTTPS, with HTTP/2
 	TLSKey    string
@@ -123,7 +126,8 @@ type Node struct {
 	loops     loops
 
 	upstreamNames []string
-	token         string // for changes over HTTP
+	token         string   // for changes over HTTP
+	public        *url.URL // Config.PublicURL; nil without
 
 	ln       net.Listener
 	handler  http.Handler
@@ -163,6 +167,9 @@ func Open(c Config) (_ *Node, err error) {
 			n.Close()
 		}
 	}()
+	if n.public, err = parsePublicURL(c.PublicURL); err != nil {
+		return nil, err
+	}
 	for _, dir := range []string{c.Data, c.State} {
 		if err := privateDir(dir); err != nil {
 			return nil, err
@@ -304,6 +311,9 @@ func (n *Node) guarded(h http.Handler) (http.Handler, error) {
 	if a, ok := n.ln.Addr().(*net.TCPAddr); ok {
 		ports = []uint16{uint16(a.Port)}
 		hosts = append(httpguard.LoopbackHosts(uint16(a.Port)), hosts...)
+	}
+	if n.public != nil {
+		hosts = append(hosts, n.public.Host)
 	}
 	return httpguard.New(httpguard.Config{
 		Hosts:      hosts,

@@ -590,8 +590,74 @@ func TestCargoIndex(t *testing.T) {
 		home := t.TempDir()
 		t.Setenv("CARGO_HOME", home)
 		os.WriteFile(filepath.Join(home, "config.toml"), []byte(config), 0o600)
-		if got := cargoIndex(); got != want {
-			t.Errorf("cargoIndex with %q = %q, want %q", config, got, want)
+		if _, got := readCargoConfig().replacement(); got != want {
+			t.Errorf("replacement with %q = %q, want %q", config, got, want)
+		}
+	}
+}
+
+// TestCargoToken: cargo's own settings open the registry that they are for. SEC-33
+func TestCargoToken(t *testing.T) {
+	home := t.TempDir()
+	t.Setenv("CARGO_HOME", home)
+	os.WriteFile(filepath.Join(home, "config.toml"), []byte("[registries.corp]\nindex = 'sparse+https://h.example/registry/'\n[registries.my-ci]\nindex = 'sparse+https://ci.example/'\n[source.mirror]\nregistry = 'sparse+https://m.example/'\n"), 0o600)
+	os.WriteFile(filepath.Join(home, "credentials.toml"), []byte("[registry]\ntoken = 'crates.io'\n[registries.corp]\ntoken = 'corp'\n[registries.mirror]\ntoken = 'mirror'\n"), 0o600)
+	t.Setenv("CARGO_REGISTRIES_MY_CI_TOKEN", "ci")
+	for configured, want := range map[string]string{
+		"sparse+https://h.example/registry/":          "https://h.example/registry/ corp",
+		"sparse+https://h.example/registry":           "https://h.example/registry corp",
+		"sparse+https://h.example/registry.git/":      "",
+		"sparse+https://h.example/":                   "",
+		"sparse+https://ci.example/":                  "https://ci.example/ ci",
+		"sparse+https://m.example/":                   "https://m.example/ mirror",
+		"sparse+https://u:p@h.example/registry/":      "https://h.example/registry/ Basic dTpw",
+		"sparse+https://index.unknown.example/crates": "",
+	} {
+		s, err := readCargoConfig().source(configured, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, scope := range s.scopes {
+			got += scope.URL + " " + scope.Authorization
+		}
+		if got != want {
+			t.Errorf("credentials for %s = %q, want %q", configured, got, want)
+		}
+	}
+}
+
+// TestPublicURL: config.json leads clients to the node by the name that they use,
+// and through the proxy in front of it where they came by that. SEC-34
+func TestPublicURL(t *testing.T) {
+	u := newRegistry(t)
+	c := config(t, u, t.TempDir())
+	c.PublicURL = "https://mirror.example/swarm/"
+	n := start(t, c)
+	for host, want := range map[string]string{
+		n.Addr().String(): n.URL() + "/cargo/dl",
+		"mirror.example":  "https://mirror.example/swarm/cargo/dl",
+		"other.example":   "",
+	} {
+		req, _ := http.NewRequest("GET", n.URL()+"/cargo/config.json", nil)
+		req.Host = host
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got struct{ DL string }
+		json.NewDecoder(resp.Body).Decode(&got)
+		resp.Body.Close()
+		if got.DL != want {
+			t.Errorf("dl for Host %s = %q, want %q", host, got.DL, want)
+		}
+	}
+	for _, bad := range []string{"mirror.example", "ftp://mirror.example", "https://u:p@mirror.example", "https://"} {
+		c := config(t, u, t.TempDir())
+		c.PublicURL = bad
+		if n, err := Open(c); err == nil {
+			n.Close()
+			t.Errorf("public URL %s was accepted", bad)
 		}
 	}
 }

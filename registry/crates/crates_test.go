@@ -28,6 +28,7 @@ type fakeUpstream struct {
 	wait    time.Duration // before each answer
 	asked   map[string]int
 	origins []string
+	scopes  []upstream.Scope
 }
 
 const base = "https://index.example/"
@@ -75,6 +76,10 @@ func (u *fakeUpstream) Open(ctx context.Context, r upstream.Request) (*upstream.
 	return &upstream.Stream{ReadCloser: io.NopCloser(strings.NewReader(body)), Size: int64(len(body))}, nil
 }
 
+func (u *fakeUpstream) AddScope(s upstream.Scope) error {
+	u.scopes = append(u.scopes, s)
+	return nil
+}
 func (u *fakeUpstream) AddOrigin(url string) error { u.origins = append(u.origins, url); return nil }
 
 func (u *fakeUpstream) count(path string) int {
@@ -426,4 +431,52 @@ func FuzzDecodeFile(f *testing.F) { // SEC-8
 			}
 		}
 	})
+}
+
+// TestToken: where downloads want a token, it goes to the part of the index's own
+// host that has them, and to no other host. SEC-33
+func TestToken(t *testing.T) {
+	for config, want := range map[string]string{
+		`{"dl":"https://index.example/dl/{crate}/{version}.crate","auth-required":true}`: "https://index.example/dl",
+		`{"dl":"https://index.example/api/v1/crates","auth-required":true}`:              "https://index.example/api/v1/crates",
+		`{"dl":"https://index.example/dl/c-{crate}/{version}","auth-required":true}`:     "https://index.example/dl",
+		`{"dl":"https://index.example/api/v1/crates"}`:                                   "",
+		`{"dl":"https://cdn.example/crates","auth-required":true}`:                       "",
+		`{"dl":"http://index.example/crates","auth-required":true}`:                      "",
+		`{"dl":"https://index.example:444/crates","auth-required":true}`:                 "",
+	} {
+		u := &fakeUpstream{}
+		s := New(Config{Index: base, Upstream: u, Token: "secret"})
+		if _, err := s.parseConfig([]byte(config)); err != nil {
+			t.Errorf("%s: %v", config, err)
+		}
+		got := ""
+		for _, scope := range u.scopes {
+			got += scope.URL
+		}
+		if got != want {
+			t.Errorf("%s: the token goes to %q, want %q", config, got, want)
+		}
+	}
+}
+
+// TestPrivateNames: they are asked of nobody, however they are written. SEC-60
+func TestPrivateNames(t *testing.T) {
+	u := &fakeUpstream{files: map[string]string{}}
+	s := newCrates(t, u, t.TempDir())
+	s.c.Private = "Corp_*,ours"
+	for name, private := range map[string]bool{"corp-lib": true, "corp_lib": true, "CORP-x": true, "ours": true, "oursx": false, "corp": false} {
+		n, err := registry.ParseCrate(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, indexErr := s.Index(t.Context(), n)
+		_, crateErr := s.Crate(t.Context(), n, "1.0.0")
+		if got := errors.Is(indexErr, ErrPrivate) && errors.Is(crateErr, ErrPrivate); got != private {
+			t.Errorf("%s: private is %v, want %v: %v, %v", name, got, private, indexErr, crateErr)
+		}
+		if asked := u.count(n.IndexPath()) > 0; asked == private {
+			t.Errorf("%s: the upstream was asked: %v", name, asked)
+		}
+	}
 }

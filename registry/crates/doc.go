@@ -19,6 +19,13 @@
 // several lines of one version with different checksums: a file that matches any
 // of them is right.
 //
+// # Private names and registries
+//
+// Crates of a registry that is [Config.Unshared] are neither asked of peers nor
+// given to them. In a public registry a name that matches [Config.Private] is
+// asked of nobody: it belongs to another registry, and whoever publishes it in
+// this one is not meant (SEC-60, SEC-62).
+//
 // # On disk
 //
 // The cache holds an entry "index <name>" for each file: version 1 (byte), when
@@ -32,11 +39,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -49,6 +54,7 @@ import (
 	"github.com/pkgswarm/pkgswarm/registry/fetch"
 	"github.com/pkgswarm/pkgswarm/registry/policy"
 	"github.com/pkgswarm/pkgswarm/registry/upstream"
+	"golang.org/x/mod/module"
 	"golang.org/x/sync/singleflight"
 )
 
@@ -69,11 +75,15 @@ const (
 // [upstream.ErrNotFound].
 var ErrNoVersion = fmt.Errorf("%w: no such version", upstream.ErrNotFound)
 
+// ErrPrivate says that a name is not to be asked of this registry.
+var ErrPrivate = errors.New("private name")
+
 // An Upstream asks the upstream registry; an [upstream.Client] is one.
 type Upstream interface {
 	Get(ctx context.Context, r upstream.Request) (*upstream.Answer, error)
 	Open(ctx context.Context, r upstream.Request) (*upstream.Stream, error)
 	AddOrigin(rawURL string) error
+	AddScope(s upstream.Scope) error
 }
 
 // Signed has what operators have signed; a the catalogs' registry does.
@@ -92,7 +102,17 @@ type Fetcher interface {
 // Config configures Crates.
 type Config struct {
 	// Index is the URL of the upstream's sparse index.
-	Index    string
+	Index string
+	// Token is sent to where config.json says crates are, if that wants it and is
+	// at the index's own host. A [upstream.Scope] has it for the index.
+	Token string
+	// Name tells the artifacts of this registry from those of others; empty for one.
+	Name string
+	// Unshared keeps peers out of it.
+	Unshared bool
+	// Private are patterns of names that are not asked for, as in GOPRIVATE.
+	Private string
+
 	Upstream Upstream // nil: offline
 	Signed   Signed   // asked before the upstream; nil: nobody
 	Fetcher  Fetcher
@@ -207,6 +227,9 @@ func (s *Crates) Index(ctx context.Context, name registry.CrateName) (*File, err
 }
 
 func (s *Crates) file(ctx context.Context, name registry.CrateName) (*File, error) {
+	if s.private(name) {
+		return nil, fmt.Errorf("%w: %s is not asked of this registry: if it is a crate of another one, say so with registry = \"…\" where it is depended on", ErrPrivate, name)
+	}
 	if s.c.Signed == nil {
 		return s.unsigned(ctx, name)
 	}
@@ -219,6 +242,16 @@ func (s *Crates) file(ctx context.Context, name registry.CrateName) (*File, erro
 		return f, nil // stale, but signed
 	}
 	return u, err
+}
+
+// private reports whether a name matches a private pattern. cargo takes "-" and "_"
+// for the same when it looks for a crate.
+func (s *Crates) private(name registry.CrateName) bool {
+	if s.c.Private == "" {
+		return false
+	}
+	same := func(s string) string { return strings.ReplaceAll(strings.ToLower(s), "_", "-") }
+	return module.MatchPrefixPatterns(same(s.c.Private), same(string(name)))
 }
 
 // signed returns the file as operators have signed it.
@@ -369,142 +402,4 @@ func (s *Crates) keep(name registry.CrateName, f *File) {
 	if err := s.c.Cache.Put("index "+string(name), f.encode()); err != nil {
 		s.log.Debug("index file not kept on disk", "crate", name, "err", err)
 	}
-}
-
-// Crate returns the .crate of a version. The error matches
-// [upstream.ErrNotFound] if the index has no such version.
-func (s *Crates) Crate(ctx context.Context, name registry.CrateName, version string) (*fetch.Body, error) {
-	lines, err := s.version(ctx, name, version)
-	if err != nil {
-		return nil, err
-	}
-	if r := s.refuse(lines[0]); r != nil {
-		return nil, r
-	}
-	a := &fetch.Artifact{
-		Name:     fmt.Sprintf("%s-%s.crate", lines[0].Name, version),
-		MaxBytes: upstream.Crate.MaxExpanded,
-	}
-	for _, l := range lines {
-		a.Known = append(a.Known, artifact.Digest{Alg: artifact.SHA256, Sum: l.Cksum})
-	}
-	if s.c.Upstream != nil {
-		a.Upstream = func(ctx context.Context) (*fetch.Download, error) { return s.download(ctx, lines) }
-	}
-	return s.c.Fetcher.Fetch(ctx, a)
-}
-
-// Digests returns the digests of a version's .crate, of which one is right.
-func (s *Crates) Digests(ctx context.Context, name registry.CrateName, version string) ([]artifact.Digest, error) {
-	lines, err := s.version(ctx, name, version)
-	var ds []artifact.Digest
-	for _, l := range lines {
-		ds = append(ds, artifact.Digest{Alg: artifact.SHA256, Sum: l.Cksum})
-	}
-	return ds, err
-}
-
-// version returns the lines of a version. What a line says about a .crate never
-// changes, so a copy of any age will do.
-func (s *Crates) version(ctx context.Context, name registry.CrateName, version string) ([]registry.CargoLine, error) {
-	if f, err := s.held(name); err == nil {
-		if lines := f.version(version); len(lines) > 0 {
-			return lines, nil
-		}
-	}
-	f, err := s.file(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	lines := f.version(version)
-	switch {
-	case len(lines) > 0:
-		return lines, nil
-	case f.Stale:
-		return nil, fmt.Errorf("%s %s: %w", name, version, upstream.ErrUnreachable) // not known to be absent
-	}
-	return nil, fmt.Errorf("%s %s: %w", name, version, ErrNoVersion)
-}
-
-func (f *File) version(version string) []registry.CargoLine {
-	var lines []registry.CargoLine
-	for _, l := range f.Lines {
-		if l.Vers == version {
-			lines = append(lines, l)
-		}
-	}
-	return lines
-}
-
-// download opens a .crate at the upstream.
-func (s *Crates) download(ctx context.Context, lines []registry.CargoLine) (*fetch.Download, error) {
-	dl, err := s.dl(ctx)
-	if err != nil {
-		return nil, err
-	}
-	l := lines[len(lines)-1]
-	st, err := s.c.Upstream.Open(ctx, upstream.Request{
-		URL:  registry.ExpandDL(dl, l.Name, l.Vers, hex.EncodeToString(l.Cksum[:])),
-		Kind: upstream.Crate,
-	})
-	if err != nil {
-		return nil, err
-	}
-	return &fetch.Download{ReadCloser: st, Size: st.Size}, nil
-}
-
-// dl returns the download template of the upstream's config.json.
-func (s *Crates) dl(ctx context.Context) (string, error) {
-	return shared(ctx, s, "config", func(ctx context.Context) (string, error) {
-		var old *upstream.Answer
-		var checked time.Time
-		if b, err := s.c.Cache.Get("config"); err == nil {
-			d := compact.NewDecoder(b)
-			d.Byte()
-			checked = time.Unix(int64(d.Uint()), 0)
-			v := upstream.Validators{ETag: d.String(), LastModified: d.String()}
-			if body := d.Rest(); d.Err() == nil {
-				old = &upstream.Answer{Body: body, Validators: v}
-			}
-		}
-		if age := time.Since(checked); old == nil || age < 0 || age > configTTL {
-			r := upstream.Request{URL: s.index + "config.json", Kind: upstream.IndexConfig}
-			if a, err := s.c.Upstream.Get(ctx, r); err == nil {
-				old = a
-				f := File{Body: a.Body, validators: a.Validators, checked: time.Now()}
-				if err := s.c.Cache.Put("config", f.encode()); err != nil {
-					s.log.Debug("config.json not kept on disk", "err", err)
-				}
-			} else if old == nil {
-				return "", notAbsent(err)
-			}
-		}
-		return s.parseConfig(old.Body)
-	})
-}
-
-// notAbsent keeps the absence of config.json from looking like that of a crate.
-func notAbsent(err error) error {
-	if errors.Is(err, upstream.ErrNotFound) {
-		return fmt.Errorf("%w: the upstream index has no config.json", upstream.ErrBadAnswer)
-	}
-	return err
-}
-
-func (s *Crates) parseConfig(b []byte) (string, error) {
-	var c struct {
-		DL string `json:"dl"`
-	}
-	if err := json.Unmarshal(b, &c); err != nil {
-		return "", fmt.Errorf("%w: config.json: %w", upstream.ErrBadAnswer, err)
-	}
-	u, err := url.Parse(registry.ExpandDL(c.DL, "c", "1", "0"))
-	if err != nil || u.Host == "" {
-		return "", fmt.Errorf("%w: config.json: dl is %.200q", upstream.ErrBadAnswer, c.DL)
-	}
-	// The index is configured, and says where its crates are (SEC-30).
-	if err := s.c.Upstream.AddOrigin(u.Scheme + "://" + u.Host); err != nil {
-		return "", fmt.Errorf("%w: config.json: dl: %w", upstream.ErrBadAnswer, err)
-	}
-	return c.DL, nil
 }

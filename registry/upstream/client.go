@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -153,6 +154,11 @@ func (c *Client) AddScope(s Scope) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	for _, have := range c.scopes {
+		if have.origin == p.origin && slices.Equal(have.segments, p.segments) {
+			return nil
+		}
+	}
 	c.scopes = append(c.scopes, p)
 	return nil
 }
