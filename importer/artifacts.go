@@ -123,6 +123,7 @@ func (a *Artifacts) fetch(ctx context.Context, h pkglog.Header, v Version) (arti
 			return artifact.Info{}, err
 		}
 	}
+	w.SetOrigin(artifact.FromImport)
 	return w.Commit(v.Digest, false)
 }
 

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -24,6 +25,7 @@ import (
 	"github.com/pkgswarm/pkgswarm/internal/goupstream"
 	"github.com/pkgswarm/pkgswarm/internal/node"
 	"github.com/pkgswarm/pkgswarm/internal/testenv"
+	"github.com/pkgswarm/pkgswarm/registry/artifact"
 )
 
 var program struct {
@@ -214,7 +216,29 @@ func TestRegistryCargo(t *testing.T) {
 	if feed := string(httpGet(t, b.URL()+"/feeds/registry.atom")); strings.Count(feed, "<entry>") < 50 {
 		t.Errorf("feed of the registry:\n%.500s", feed)
 	}
+	checkSignedWhy(t, b, o.key)
 	t.Run("JavaScript", func(t *testing.T) { testRegistryJS(t, o.key, a.SwarmAddr(), files) })
+}
+
+// checkSignedWhy checks the chain from a crate's bytes, which came from a peer, to
+// what the operator has signed.
+func checkSignedWhy(t *testing.T, n *runningNode, key core.Key) {
+	t.Helper()
+	var y node.Why
+	if err := json.Unmarshal(httpGet(t, n.URL()+"/api/v1/why/cargo/serde@1.0.229"), &y); err != nil {
+		t.Fatal(err)
+	}
+	if !y.Proven || y.File == nil || y.File.Source != artifact.FromPeers || len(y.File.From) == 0 || len(y.Problems) > 0 {
+		t.Errorf("why serde: %+v, file %+v", y, y.File)
+	}
+	s := y.Signed
+	if s == nil {
+		t.Fatal("why serde: nothing signed")
+	}
+	if s.Catalog != key || s.Block == 0 || s.Block >= s.Length || s.Event != "published" && s.Event != "changed" ||
+		s.CatalogLength == 0 || s.Digest != y.File.SHA256 || s.Time.IsZero() || s.Stale {
+		t.Errorf("why serde: signed %+v", s)
+	}
 }
 
 // signedNode runs a node whose index comes from an operator's catalog.

@@ -22,29 +22,46 @@ const (
 	defaultNode = "http://127.0.0.1:7070"
 )
 
-// askStatus asks a running node how it is.
-func askStatus(ctx context.Context, url string) (node.Status, error) {
+// A statusError is an answer of a node that is not 200.
+type statusError struct {
+	code int
+	text string // what the node says
+}
+
+func (e *statusError) Error() string { return e.text }
+
+// ask asks a running node for path, which answers with JSON.
+func ask(ctx context.Context, url, path string, answer any) error {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimRight(url, "/")+"/api/v1/status", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimRight(url, "/")+path, nil)
 	if err != nil {
-		return node.Status{}, &exitError{exitUsage, err, "write the URL as " + defaultNode}
+		return &exitError{exitUsage, err, "write the URL as " + defaultNode}
 	}
 	// The node is ours: no proxy stands between.
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Do(req)
 	if err != nil {
-		return node.Status{}, &exitError{exitUnreachable, fmt.Errorf("no node answers at %s: %w", url, errors.Unwrap(err)), "start one with pkgswarm serve, or name its address with --url"}
+		return &exitError{exitUnreachable, fmt.Errorf("no node answers at %s: %w", url, errors.Unwrap(err)), "start one with pkgswarm serve, or name its address with --url"}
 	}
 	defer resp.Body.Close()
-	var st node.Status
+	body := io.LimitReader(resp.Body, maxStatus)
 	if resp.StatusCode != http.StatusOK {
-		return st, fmt.Errorf("node at %s answers %s", url, resp.Status)
+		text, _ := io.ReadAll(body)
+		if len(text) == 0 {
+			text = []byte("the node answers " + resp.Status)
+		}
+		return &statusError{resp.StatusCode, printable(strings.TrimSpace(string(text)))}
 	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxStatus)).Decode(&st); err != nil {
-		return st, fmt.Errorf("what answers at %s is no node: %w", url, err)
+	if err := json.NewDecoder(body).Decode(answer); err != nil {
+		return fmt.Errorf("what answers at %s is no node: %w", url, err)
 	}
-	return st, nil
+	return nil
+}
+
+// askStatus asks a running node how it is.
+func askStatus(ctx context.Context, url string) (st node.Status, err error) {
+	return st, ask(ctx, url, "/api/v1/status", &st)
 }
 
 func newStatusCommand(s *streams) *cobra.Command {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"sync"
 	"sync/atomic"
 
@@ -26,17 +25,18 @@ func newPrefetchCommand(s *streams) *cobra.Command {
 	var url string
 	asJSON := false
 	cmd := &cobra.Command{
-		Use:   "prefetch LOCKFILE...",
+		Use:   "prefetch LOCKFILE...|PACKAGE@VERSION...",
 		Short: "Fetch the packages that lock files or SBOMs name into the store",
 		Long: `Reads Cargo.lock, go.sum, go.mod, CycloneDX and SPDX files and fetches what they
-name, from peers or the upstream, verified as always, so that later builds find it
-here. It runs a node for that, or asks a running one with --url.
+name, and packages named as serde@1.0.0, from peers or the upstream, verified as
+always, so that later builds find it here. It runs a node for that, or asks a
+running one with --url.
 
 Exit code 3 means that some packages could not be had; each is named.`,
 		Example: "  pkgswarm prefetch Cargo.lock go.sum",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			pkgs, err := readLockFiles(args)
+			pkgs, err := readPackages(args)
 			if err != nil {
 				return &exitError{exitUsage, err, ""}
 			}
@@ -59,23 +59,6 @@ Exit code 3 means that some packages could not be had; each is named.`,
 	cmd.Flags().StringVar(&url, "url", "", "`URL` of a running node to do it")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object a package")
 	return cmd
-}
-
-func readLockFiles(names []string) ([]lockfile.Package, error) {
-	var all []lockfile.Package
-	for _, name := range names {
-		f, err := os.Open(name)
-		if err != nil {
-			return nil, err
-		}
-		pkgs, err := lockfile.Read(name, f)
-		f.Close()
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, pkgs...)
-	}
-	return all, nil
 }
 
 // A prefetcher fetches packages through a node.

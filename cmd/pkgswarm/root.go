@@ -175,4 +175,5 @@ var commands = []func(*streams) *cobra.Command{
 	newDoctorCommand,
 	newSetupCommand,
 	newVersionCommand,
+	newWhyCommand,
 }

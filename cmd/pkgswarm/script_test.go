@@ -25,6 +25,7 @@ func TestMain(m *testing.M) {
 // TestScripts runs the real main on the scripts in testdata, each in a directory
 // and a home of its own.
 func TestScripts(t *testing.T) {
+	upstreams := startUpstreams(t)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -38,6 +39,7 @@ func TestScripts(t *testing.T) {
 		},
 		Setup: func(env *testscript.Env) error {
 			home := env.WorkDir + "/home"
+			env.Vars = append(env.Vars, upstreams...)
 			env.Setenv("HOME", home)
 			env.Setenv("XDG_CONFIG_HOME", home+"/.config")
 			env.Setenv("XDG_CACHE_HOME", home+"/.cache")

@@ -58,12 +58,13 @@ func (n *Node) openGo() error {
 		if err != nil {
 			return err
 		}
-		mc.Sums, hc.SumDB = db, db
+		n.sums, mc.Sums, hc.SumDB = db, db, db
 	}
 	if n.signed != nil {
 		mc.Catalog = n.signed
 	}
-	hc.Modules = modules.New(mc)
+	n.modules = modules.New(mc)
+	hc.Modules = n.modules
 	n.fronts = append(n.fronts, front{name: "go", prefix: "/go/", h: goproxy.New(hc)})
 	return nil
 }

@@ -21,6 +21,7 @@
 //	/feeds/...            Atom feeds of the catalogs; see package feed
 //	/swarm                peers over WebSocket
 //	/api/v1/status        figures as JSON
+//	/api/v1/why/...       what proves a version that is here, as JSON; see [Why]
 //	/metrics              for Prometheus
 //	/healthz /readyz      alive; able to serve
 //	/                     the dashboard
@@ -53,8 +54,10 @@ import (
 	"github.com/pkgswarm/pkgswarm/registry/exchange"
 	"github.com/pkgswarm/pkgswarm/registry/feed"
 	"github.com/pkgswarm/pkgswarm/registry/fetch"
+	"github.com/pkgswarm/pkgswarm/registry/modules"
 	"github.com/pkgswarm/pkgswarm/registry/policy"
 	"github.com/pkgswarm/pkgswarm/registry/signed"
+	"github.com/pkgswarm/pkgswarm/registry/sumdb"
 	"github.com/pkgswarm/pkgswarm/swarm"
 )
 
@@ -118,6 +121,8 @@ type Node struct {
 	fetcher   *fetch.Fetcher
 	signed    *signed.Registry // nil without an operator
 	crates    *crates.Crates
+	modules   *modules.Modules
+	sums      *sumdb.DB // nil without a checksum database
 	fronts    []front
 	swarm     *swarm.Swarm
 	fleet     bool // peers are members of our fleet
@@ -353,6 +358,7 @@ func (n *Node) router() http.Handler {
 	r.Get("/readyz", n.serveReady)
 	r.Handle("/metrics", n.metrics.handler())
 	r.Get("/api/v1/status", n.serveStatus)
+	r.Get("/api/v1/why/{ecosystem}/*", n.serveWhy)
 	r.Handle("/swarm", n.swarm.Handler())
 	n.mountDashboard(r)
 	if n.signed != nil {

@@ -1,8 +1,8 @@
 package node
 
 import (
-	"encoding/json"
 	"net/http"
+	"path/filepath"
 	"time"
 )
 
@@ -51,6 +51,10 @@ type PeerStatus struct {
 // Status returns the node's figures.
 func (n *Node) Status() Status {
 	st := n.artifacts.Stats()
+	dir, err := filepath.Abs(n.c.Data)
+	if err != nil {
+		dir = n.c.Data
+	}
 	return Status{
 		Version:    n.c.Version,
 		Started:    n.started.UTC().Truncate(time.Second),
@@ -61,7 +65,7 @@ func (n *Node) Status() Status {
 		Registries: n.registryStatus(),
 		Swarm:      n.swarmStatus(),
 		Store: StoreStatus{
-			Dir: n.c.Data, Files: st.Files, Bytes: st.Bytes, Cap: st.Cap, Free: st.Free,
+			Dir: dir, Files: st.Files, Bytes: st.Bytes, Cap: st.Cap, Free: st.Free,
 			Damaged: st.Damaged, Evicted: st.Evicted,
 		},
 		Usage: n.usage.sum(),
@@ -69,9 +73,5 @@ func (n *Node) Status() Status {
 }
 
 func (n *Node) serveStatus(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Cache-Control", "no-store")
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	enc.Encode(n.Status())
+	writeJSON(w, n.Status())
 }

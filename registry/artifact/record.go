@@ -26,6 +26,7 @@ type Info struct {
 	Size        int64     // in bytes
 	Private     bool      // not for peers
 	LastRequest time.Time // to the second, and up to a minute late
+	Origin      Origin
 }
 
 // Digest returns the SHA-256 of the file as a Digest.
@@ -52,10 +53,12 @@ type record struct {
 const (
 	flagH1 = 1 << iota
 	flagPrivate
+	flagOrigin
 )
 
 // append encodes the record: version 1 (byte), flags (uint), size (uint), last
-// request (uint, Unix seconds), core key (32), blake3 (32), h1 (32, if flagged).
+// request (uint, Unix seconds), core key (32), blake3 (32), h1 (32, if flagged),
+// origin (if flagged; programs that do not know it pass over it).
 func (r *record) append(b []byte) []byte {
 	var flags uint64
 	if r.H1 != nil {
@@ -63,6 +66,9 @@ func (r *record) append(b []byte) []byte {
 	}
 	if r.Private {
 		flags |= flagPrivate
+	}
+	if r.Origin.Source != "" {
+		flags |= flagOrigin
 	}
 	b = append(b, 1)
 	b = compact.AppendUint(b, flags)
@@ -72,6 +78,9 @@ func (r *record) append(b []byte) []byte {
 	b = append(b, r.blake3[:]...)
 	if r.H1 != nil {
 		b = append(b, r.H1[:]...)
+	}
+	if r.Origin.Source != "" {
+		b = r.Origin.append(b)
 	}
 	return b
 }
@@ -91,6 +100,9 @@ func parseRecord(sum Sum, b []byte) (*record, error) {
 	if flags&flagH1 != 0 {
 		h := d.Fixed32()
 		r.H1 = &h
+	}
+	if flags&flagOrigin != 0 {
+		r.Origin = decodeOrigin(d)
 	}
 	if d.Err() != nil {
 		return nil, fmt.Errorf("record of %v: %w", sum, d.Err())

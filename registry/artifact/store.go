@@ -379,6 +379,26 @@ func (s *Store) StatKey(k Key) (Info, error) {
 	return rec.Info, s.withdrawn(rec.SHA256)
 }
 
+// Checked is like Stat for a file whose bytes are right, and says when they were
+// found to be so: now, unless that was done lately. It does not count as a request.
+func (s *Store) Checked(d Digest) (Info, time.Time, error) {
+	info, err := s.Stat(d)
+	if err != nil {
+		return info, time.Time{}, err
+	}
+	rec, err := s.record(info.SHA256)
+	if err != nil {
+		return info, time.Time{}, err
+	}
+	f, err := s.openChecked(rec)
+	if err != nil {
+		return info, time.Time{}, err
+	}
+	defer f.Close()
+	fp, _ := s.checked.Get(rec.SHA256)
+	return rec.Info, fp.at, nil
+}
+
 // A File is an open, checked file of the store. While it is open the file is
 // not evicted. It is an *os.File in all but Close, so that net/http sends it
 // with sendfile.

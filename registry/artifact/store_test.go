@@ -13,6 +13,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -158,6 +160,67 @@ func TestStoreAndReopen(t *testing.T) {
 	}
 	if st := s.Stats(); st.Files != 2 || st.Bytes != 100_001 {
 		t.Errorf("stats = %+v, want 2 files of 100001 bytes", st)
+	}
+}
+
+func TestOriginKept(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, Options{})
+	long := make([]string, 20)
+	for i := range long {
+		long[i] = strings.Repeat("x", 1000)
+	}
+	for _, c := range []struct {
+		from, want []string
+	}{
+		{nil, nil},
+		{[]string{"", "https://example.com/a.crate?token=secret"}, []string{"https://example.com/a.crate"}}, // SEC-57
+		{long, slices.Repeat([]string{long[0][:maxOriginBytes]}, maxOriginFrom)},
+	} {
+		b := fmt.Appendf(nil, "from %d", len(c.from))
+		w, err := s.Create(-1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(b); err != nil {
+			t.Fatal(err)
+		}
+		w.SetOrigin(FromUpstream, c.from...)
+		if _, err := w.Commit(digestOf(b), false); err != nil {
+			t.Fatal(err)
+		}
+		w.Close()
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s = open(t, dir, Options{})
+		info, at, err := s.Checked(digestOf(b))
+		if err != nil || info.Origin.Source != FromUpstream || !slices.Equal(info.Origin.From, c.want) || time.Since(info.Origin.Time) > time.Minute || at.IsZero() {
+			t.Errorf("from %.50q: origin %+v, checked %v, %v", c.from, info.Origin, at, err)
+		}
+	}
+	s.Close()
+}
+
+// Records written before there were origins are read as they were.
+func TestRecordWithoutOrigin(t *testing.T) { // REL-13
+	r := &record{Info: Info{Size: 7, LastRequest: time.Unix(9, 0)}}
+	b := r.append(nil)
+	got, err := parseRecord(Sum{}, b)
+	if err != nil || got.Origin.Source != "" || got.Size != 7 {
+		t.Errorf("parseRecord = %+v, %v", got, err)
+	}
+	r.Origin = Origin{Source: FromPeers, From: []string{"a", "b"}, Time: time.Unix(5, 0)}
+	with := r.append(nil)
+	if !bytes.HasPrefix(with[2:], b[2:]) {
+		t.Error("an origin changes what stands before it")
+	}
+	for n := range len(with) - len(b) {
+		if n > 0 {
+			if _, err := parseRecord(Sum{}, with[:len(b)+n]); err == nil {
+				t.Errorf("record cut to %d of %d bytes is accepted", len(b)+n, len(with))
+			}
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"path"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -33,6 +34,7 @@ type Writer struct {
 	b3       *blake3.Hasher
 	verified *Digest // what Verify has proven, until more is written
 	placed   bool    // the file is in the store
+	origin   Origin
 }
 
 // Create starts a new file. size is its size in bytes, or -1 if unknown. The
@@ -142,6 +144,17 @@ func (w *Writer) Adopt() error {
 	return nil
 }
 
+// SetOrigin says where the bytes come from. Commit stores it, with its time.
+func (w *Writer) SetOrigin(source string, from ...string) {
+	w.origin = Origin{Source: source}
+	for _, name := range from {
+		name, _, _ = strings.Cut(name, "?") // a query may hold a secret (SEC-57)
+		if name != "" {
+			w.origin.From = append(w.origin.From, name)
+		}
+	}
+}
+
 // SHA256 returns the digest of what has been written.
 func (w *Writer) SHA256() Digest { return Digest{SHA256, [32]byte(w.sha.Sum(nil))} }
 
@@ -185,12 +198,15 @@ func (w *Writer) Commit(want Digest, private bool) (Info, error) {
 	if err := w.f.Sync(); err != nil {
 		return Info{}, spaceError(fmt.Errorf("sync artifact file: %w", err))
 	}
+	now := time.Now()
+	w.origin.Time = now
 	rec := &record{
 		Info: Info{
 			SHA256:      Sum(w.SHA256().Sum),
 			Size:        w.Size(),
 			Private:     private,
-			LastRequest: time.Now(),
+			LastRequest: now,
+			Origin:      w.origin,
 		},
 		blake3: [32]byte(w.b3.Sum(nil)),
 	}

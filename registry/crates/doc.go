@@ -157,6 +157,7 @@ type File struct {
 	Stale bool   // the upstream could not be asked whether it is current
 	Lines []registry.CargoLine
 
+	signed     bool // by an operator, not had from the upstream
 	validators upstream.Validators
 	checked    time.Time
 	cost       int // bytes in memory: see memoryCost
@@ -269,7 +270,7 @@ func (s *Crates) signed(ctx context.Context, name registry.CrateName) (*File, er
 		s.log.Warn("signed index file refused", "crate", name, "err", err)
 		return nil, err
 	}
-	f.Stale, f.checked = stale, time.Now()
+	f.Stale, f.signed, f.checked = stale, true, time.Now()
 	if !stale {
 		s.memory.put(name, f)
 	}

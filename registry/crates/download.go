@@ -90,14 +90,12 @@ func (s *Crates) download(ctx context.Context, lines []registry.CargoLine) (*fet
 		return nil, err
 	}
 	l := lines[len(lines)-1]
-	st, err := s.c.Upstream.Open(ctx, upstream.Request{
-		URL:  registry.ExpandDL(dl, l.Name, l.Vers, hex.EncodeToString(l.Cksum[:])),
-		Kind: upstream.Crate,
-	})
+	from := registry.ExpandDL(dl, l.Name, l.Vers, hex.EncodeToString(l.Cksum[:]))
+	st, err := s.c.Upstream.Open(ctx, upstream.Request{URL: from, Kind: upstream.Crate})
 	if err != nil {
 		return nil, err
 	}
-	return &fetch.Download{ReadCloser: st, Size: st.Size}, nil
+	return &fetch.Download{ReadCloser: st, Size: st.Size, URL: from}, nil
 }
 
 // dl returns the download template of the upstream's config.json.

@@ -94,6 +94,8 @@ func (w *writer) Size() int64 {
 	return int64(len(w.buf))
 }
 func (w *writer) Verify(d artifact.Digest) error { return d.Verify(w, w.Size()) }
+func (w *writer) SetOrigin(string, ...string)    {}
+
 func (w *writer) Commit(d artifact.Digest, private bool) (artifact.Info, error) {
 	if err := w.Verify(d); err != nil {
 		return artifact.Info{}, err

@@ -97,7 +97,8 @@ type Artifact struct {
 // end, when the file is cut short.
 type Download struct {
 	io.ReadCloser
-	Size int64 // in bytes; -1 if the upstream did not say
+	Size int64  // in bytes; -1 if the upstream did not say
+	URL  string // of the file, for the record
 }
 
 // A File is a complete file of a Store.
@@ -113,6 +114,7 @@ type Writer interface {
 	io.Closer
 	Size() int64
 	Verify(artifact.Digest) error
+	SetOrigin(source string, from ...string)
 	Commit(d artifact.Digest, private bool) (artifact.Info, error)
 }
 

@@ -69,6 +69,8 @@ func (w *memWriter) Write(p []byte) (int, error) {
 	return w.memoryFile.Write(p)
 }
 
+func (w *memWriter) SetOrigin(string, ...string) {}
+
 func (w *memWriter) Commit(d artifact.Digest, private bool) (artifact.Info, error) {
 	if err := w.Verify(d); err != nil {
 		return artifact.Info{}, err
@@ -111,7 +113,7 @@ func (u *fakeUpstream) open(ctx context.Context) (*Download, error) {
 	if u.noSize {
 		size = -1
 	}
-	return &Download{&upstreamBody{u: u, ctx: ctx, n: n}, size}, nil
+	return &Download{ReadCloser: &upstreamBody{u: u, ctx: ctx, n: n}, Size: size}, nil
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -55,6 +55,9 @@ func (m *memoryFile) Size() int64 {
 
 func (m *memoryFile) Verify(d artifact.Digest) error { return d.Verify(m, m.Size()) }
 
+// SetOrigin does nothing: what is not stored has no record.
+func (m *memoryFile) SetOrigin(string, ...string) {}
+
 // Commit refuses: there was no room when the file began.
 func (m *memoryFile) Commit(artifact.Digest, bool) (artifact.Info, error) {
 	return artifact.Info{}, artifact.ErrNoSpace

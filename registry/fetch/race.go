@@ -254,6 +254,7 @@ func (r *race) fromPeers(ctx context.Context) result {
 		w.Close()
 		return result{err: fmt.Errorf("peer gave wrong bytes: %w", err)}
 	}
+	w.SetOrigin(artifact.FromPeers, t.Peers...)
 	return result{&spool{w: w, size: w.Size(), source: Peer, verified: true, refs: 1}, d, t.Peers, nil}
 }
 
@@ -343,6 +344,7 @@ func (fl *flight) tryUpstream(ctx context.Context) (s *spool, d artifact.Digest,
 	if d, err = matching(s.w, ds); err != nil {
 		return nil, d, true, &BadBytesError{fl.a.Name, err}
 	}
+	s.w.SetOrigin(artifact.FromUpstream, body.URL)
 	fl.update(func() { s.verified = true })
 	return s, d, true, nil
 }

@@ -31,7 +31,7 @@ func (m *Modules) Zip(ctx context.Context, path, version string) (*fetch.Body, e
 		return nil, &upstream.Error{URL: path, Class: upstream.ErrNotFound, Err: err}
 	}
 	a := &fetch.Artifact{
-		Name:     r.prefix + esc + "@" + escVersion + ".zip",
+		Name:     zipName(r, esc, escVersion),
 		Private:  !r.sums,
 		MaxBytes: artifact.MaxZip,
 	}
@@ -67,6 +67,9 @@ func (m *Modules) Zip(ctx context.Context, path, version string) (*fetch.Body, e
 	return b, m.zipError(ctx, v, err)
 }
 
+// zipName is the name of a zip among artifacts. path and version are escaped.
+func zipName(r route, path, version string) string { return r.prefix + path + "@" + version + ".zip" }
+
 // zipError logs what is wrong with a zip, and translates what only fetch knows.
 func (m *Modules) zipError(ctx context.Context, v module.Version, err error) error {
 	var bad *fetch.BadBytesError
@@ -82,11 +85,12 @@ func (m *Modules) zipError(ctx context.Context, v module.Version, err error) err
 func (r *route) openZip(ctx context.Context, name string) (*fetch.Download, error) {
 	var d *fetch.Download
 	err := r.list.try(ctx, func(base string, hurry bool) error {
-		s, err := r.from.Open(ctx, upstream.Request{URL: base + "/" + name, Kind: kind(upstream.ModuleZip, hurry), Once: hurry})
+		url := base + "/" + name
+		s, err := r.from.Open(ctx, upstream.Request{URL: url, Kind: kind(upstream.ModuleZip, hurry), Once: hurry})
 		if err != nil {
 			return err
 		}
-		d = &fetch.Download{ReadCloser: s, Size: s.Size}
+		d = &fetch.Download{ReadCloser: s, Size: s.Size, URL: url}
 		return nil
 	})
 	return d, err

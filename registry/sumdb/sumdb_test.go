@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -159,6 +160,43 @@ func TestLookup(t *testing.T) {
 	}
 	if _, err := db.Lookup(t.Context(), mod("missing", 1)); !errors.Is(err, upstream.ErrNotFound) {
 		t.Errorf("unknown module: %v, want not found", err)
+	}
+}
+
+func TestInclusion(t *testing.T) { // SEC-4
+	f := newFake(t)
+	f.grow(t, "a", 1000)
+	d := &dirs{}
+	db := openDB(t, f, d)
+	m := mod("a", 17)
+	want, err := db.Lookup(t.Context(), m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := len(f.asked)
+	for _, db := range []*DB{db, openDB(t, f, d)} { // the second knows it from disk alone
+		in, err := db.Inclusion(t.Context(), m)
+		if err != nil || in.ID != want.ID || in.Zip != want.Zip || in.Tree.N < 1000 || len(in.Proof) == 0 {
+			t.Errorf("Inclusion = %+v, %v", in, err)
+		}
+		if _, err := db.Inclusion(t.Context(), mod("a", 18)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("Inclusion of what is not held: %v", err)
+		}
+	}
+	if len(f.asked) != n {
+		t.Errorf("%d requests for a proof of what is held", len(f.asked)-n)
+	}
+	// A record that somebody put into the cache is not in the tree.
+	db = openDB(t, f, d)
+	forged, err := tlog.FormatRecord(want.ID, bytes.ReplaceAll(want.Text, []byte(want.Zip), []byte(hashOf("forged"))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.cache.Put(db.cacheKey("lookup/example.com/a@v1.0.17"), forged); err != nil {
+		t.Fatal(err)
+	}
+	if in, err := db.Inclusion(t.Context(), m); !errors.Is(err, ErrMismatch) {
+		t.Errorf("Inclusion of a forged record = %+v, %v", in, err)
 	}
 }
 

@@ -118,6 +118,7 @@ type reader struct {
 	ctx   context.Context
 	fresh bool // as in session
 	bare  bool // keep nothing
+	local bool // ask nobody
 }
 
 // Height implements [tlog.TileReader].
@@ -143,6 +144,9 @@ func (r *reader) read(t tlog.Tile) ([]byte, error) {
 		if wide, err := r.db.load(t); err == nil {
 			return wide[:t.W*tlog.HashSize], nil
 		}
+	}
+	if r.local {
+		return nil, fmt.Errorf("tile %s: %w", t.Path(), fs.ErrNotExist)
 	}
 	data, err := r.db.remote.tile(r.ctx, "/"+t.Path(), r.fresh)
 	if full := (tlog.Tile{H: t.H, L: t.L, N: t.N, W: 1 << t.H}); errors.Is(err, upstream.ErrNotFound) && t != full {
