@@ -40,7 +40,7 @@
 //	db/             Pebble: records of cores, heads, tree pages, small blocks
 //	blocks/N        segments: the data of large appends, one after another
 //
-// The keys of the database stand in store.go. A core's tree is cut into pages of
+// The keys of the database stand in schema.go. A core's tree is cut into pages of
 // 32 blocks (page.go) that hold the leaves; what lies above two known nodes is
 // computed. Up to 16 KiB of blocks that are appended together go to the database,
 // more of them to the current segment. A segment is synced before the commit that
