@@ -80,9 +80,10 @@ const (
 // staleHeader tells that an answer may be out of date.
 const staleHeader = "Pkgswarm-Stale"
 
-// sumPatience is how long a client waits for the checksum database (REL-9). The
-// look-up goes on without it, so that the next try finds an answer.
-const sumPatience = 9 * time.Second
+// patience is how long a client waits for a small file, or the checksum database,
+// whatever it takes to get it (REL-9). The work goes on without it, so that the
+// next try finds an answer.
+const patience = 9 * time.Second
 
 // maxPath bounds the paths that are looked at, in bytes.
 const maxPath = 8 << 10
@@ -124,6 +125,12 @@ func (h *handler) serveModule(w http.ResponseWriter, r *http.Request) {
 	if r.Header.Get("Disable-Module-Fetch") == "true" {
 		ctx = modules.HeldOnly(ctx)
 	}
+	if p.file == "zip" {
+		h.serveZip(w, r.WithContext(ctx), p)
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	var f *modules.File
 	switch p.file {
 	case "list":
@@ -134,9 +141,6 @@ func (h *handler) serveModule(w http.ResponseWriter, r *http.Request) {
 		f, err = h.modules.Info(ctx, p.module, p.version)
 	case "mod":
 		f, err = h.modules.Mod(ctx, p.module, p.version)
-	case "zip":
-		h.serveZip(w, r.WithContext(ctx), p)
-		return
 	}
 	if err != nil {
 		h.fail(w, r, fmt.Errorf("%s: %w", p, err))
@@ -232,7 +236,7 @@ func (h *handler) serveSumDB(w http.ResponseWriter, r *http.Request) {
 		h.fail(w, r, err)
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), sumPatience)
+	ctx, cancel := context.WithTimeout(r.Context(), patience)
 	defer cancel()
 	body, cache, err := h.sumFile(ctx, file)
 	if err != nil {

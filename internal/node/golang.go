@@ -34,7 +34,7 @@ func (n *Node) openGo() error {
 	}
 	mc := modules.Config{
 		Proxies: s.proxies, Zips: n.fetcher, Cache: cache, NoProxy: s.noProxy, NoSums: s.noSums, Logger: n.log,
-		TTL: modules.DefaultTTL, TempDir: n.c.Data,
+		TTL:   modules.DefaultTTL,
 		Rules: n.c.Policy.Go, DryRun: n.c.Policy.DryRun,
 	}
 	if ttl := n.c.IndexTTL; ttl > 0 {

@@ -480,3 +480,44 @@ func TestPrivateNames(t *testing.T) {
 		}
 	}
 }
+
+// A mute catalog does not answer.
+type mute struct{}
+
+func (mute) CrateIndex(ctx context.Context, _ string) ([]byte, bool, error) {
+	<-ctx.Done()
+	return nil, false, ctx.Err()
+}
+
+// TestMuteCatalog: peers that stall while a catalog is read from them cost a client
+// a moment, and what nobody answers fails in time. REL-9, SEC-23
+func TestMuteCatalog(t *testing.T) {
+	for name, c := range map[string]struct {
+		wait time.Duration // of the upstream
+		want time.Duration
+		ok   bool
+	}{
+		"upstream answers": {0, logPatience, true},
+		"upstream hangs":   {time.Hour, patience, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			synctest.Test(t, func(t *testing.T) {
+				s := newCrates(t, &fakeUpstream{files: map[string]string{"3/a/abc": indexLine("abc", "1.0.0", "x")}, wait: c.wait}, dir)
+				s.c.Signed = mute{}
+				abc, _ := registry.ParseCrate("abc")
+				for what, ask := range map[string]func() error{
+					"index": func() error { _, err := s.Index(t.Context(), abc); return err },
+					"crate": func() error { _, err := s.Digests(t.Context(), abc, "1.0.0"); return err },
+				} {
+					start := time.Now()
+					err := ask()
+					if d := time.Since(start); (err == nil) != c.ok || d > c.want {
+						t.Errorf("%s: %v after %v, want ok %v within %v", what, err, d, c.ok, c.want)
+					}
+				}
+				time.Sleep(2 * workLimit) // the work that goes on without clients
+			})
+		})
+	}
+}

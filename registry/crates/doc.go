@@ -63,6 +63,7 @@ const (
 	DefaultTTL = 10 * time.Minute
 
 	patience     = 9 * time.Second // until a client is told that nobody answers
+	logPatience  = 3 * time.Second // for a catalog, while the upstream can be asked instead
 	workLimit    = 25 * time.Second
 	configTTL    = 24 * time.Hour
 	aheadWorkers = 24   // files fetched ahead at once
@@ -217,6 +218,8 @@ func decodeFile(name registry.CrateName, b []byte) (*File, error) {
 // Index returns the index file of a crate. The error matches
 // [upstream.ErrNotFound] if the upstream says that there is none.
 func (s *Crates) Index(ctx context.Context, name registry.CrateName) (*File, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	f, err := s.file(ctx, name)
 	if err != nil {
 		return nil, err
@@ -257,6 +260,11 @@ func (s *Crates) private(name registry.CrateName) bool {
 
 // signed returns the file as operators have signed it.
 func (s *Crates) signed(ctx context.Context, name registry.CrateName) (*File, error) {
+	if s.c.Upstream != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, logPatience)
+		defer cancel()
+	}
 	body, stale, err := s.c.Signed.CrateIndex(ctx, string(name))
 	if err != nil {
 		s.log.Debug("crate not in a catalog", "crate", name, "err", err)

@@ -20,6 +20,7 @@ import (
 // Crate returns the .crate of a version. The error matches
 // [upstream.ErrNotFound] if the index has no such version.
 func (s *Crates) Crate(ctx context.Context, name registry.CrateName, version string) (*fetch.Body, error) {
+	began := time.Now()
 	lines, err := s.version(ctx, name, version)
 	if err != nil {
 		return nil, err
@@ -30,6 +31,7 @@ func (s *Crates) Crate(ctx context.Context, name registry.CrateName, version str
 	a := &fetch.Artifact{
 		Name:     strings.TrimPrefix(fmt.Sprintf("%s %s-%s.crate", s.c.Name, lines[0].Name, version), " "),
 		Private:  s.c.Unshared,
+		Since:    began,
 		MaxBytes: upstream.Crate.MaxExpanded,
 	}
 	for _, l := range lines {
@@ -59,6 +61,8 @@ func (s *Crates) version(ctx context.Context, name registry.CrateName, version s
 			return lines, nil
 		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	f, err := s.file(ctx, name)
 	if err != nil {
 		return nil, err

@@ -45,8 +45,10 @@ const (
 	upstreamStall     = 10 * time.Second
 	upstreamMinRate   = 1 << 10              // bytes a second, over the whole transfer
 	upstreamAttempts  = 3                    // while no client has seen a byte
+	retryWithin       = 4 * time.Second      // of the flight's start: a client must not wait for long (REL-9)
 	digestGrace       = 2 * time.Millisecond // the digest's head start on the upstream, without peers
-	patience          = 25 * time.Second     // until a client has a first byte or an error; cargo waits 30 s
+	patience          = 9 * time.Second      // of a client, without progress (REL-9)
+	longest           = 25 * time.Second     // until a client has a first byte or an error; cargo waits 30 s
 	maxFlights        = 512                  // artifacts on their way at once; more wait
 	memoryBudget      = 128 << 20            // bytes of all files that are kept in memory
 	holdback          = 32 << 10             // bytes
@@ -84,6 +86,12 @@ type Artifact struct {
 	// while the upstream may already be sending, and may take its time. Its error
 	// ends the flight.
 	Digests func(ctx context.Context) ([]artifact.Digest, error)
+	// Learn takes what the upstream sends for right, as something has to when
+	// there is neither Known nor Digests: it returns the digest of the complete
+	// file, which is the one to hold it to from then on.
+	Learn func(r io.ReaderAt, size int64) (artifact.Digest, error)
+	// Since is when the client began to wait; zero: now.
+	Since time.Time
 	// Private keeps peers out of it: they are not asked, nor given the file.
 	Private bool
 	// MaxBytes is the largest acceptable size. It must be positive.
@@ -298,6 +306,10 @@ func (f *Fetcher) Fetch(ctx context.Context, a *Artifact) (*Body, error) {
 }
 
 func (f *Fetcher) fetch(ctx context.Context, a *Artifact) (*Body, []string, error) {
+	since := a.Since
+	if since.IsZero() {
+		since = time.Now()
+	}
 	for {
 		if b, err := f.Stored(a.Known); !errors.Is(err, artifact.ErrNotFound) {
 			return b, nil, err
@@ -306,7 +318,7 @@ func (f *Fetcher) fetch(ctx context.Context, a *Artifact) (*Body, []string, erro
 		if err != nil {
 			return nil, nil, err
 		}
-		b, peers, err := fl.body(ctx)
+		b, peers, err := fl.body(ctx, since)
 		fl.leave()
 		if err != errEnded {
 			return b, peers, err

@@ -471,18 +471,93 @@ func TestUpstreamErrorsPassThrough(t *testing.T) {
 	})
 }
 
-func TestHangingUpstreamIsBounded(t *testing.T) {
+// TestClientsDoNotWaitForNothing: what cannot be had fails within patience of the
+// last progress, and in any case in time for cargo to hear of it. REL-9
+func TestClientsDoNotWaitForNothing(t *testing.T) {
+	noDigest := func(ctx context.Context) ([]artifact.Digest, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	for name, c := range map[string]struct {
+		u       *fakeUpstream
+		size    int
+		digests func(context.Context) ([]artifact.Digest, error) // nil: known
+		waited  time.Duration                                    // before
+		want    time.Duration
+		served  bool
+	}{
+		"hangs before the headers": {u: &fakeUpstream{wait: time.Hour}, size: 10, want: patience},
+		"after waiting elsewhere":  {u: &fakeUpstream{wait: time.Hour}, size: 10, waited: 5 * time.Second, want: patience - 5*time.Second},
+		"hangs in the body":        {u: &fakeUpstream{wait: time.Second, hangAt: 100}, size: 10_000, want: time.Second + patience},
+		"fails late":               {u: &fakeUpstream{wait: 5 * time.Second, cutAt: 100}, size: 10_000, want: 5 * time.Second},
+		"flaps":                    {u: &fakeUpstream{wait: 3 * time.Second, cutAt: 100}, size: 10_000, want: 6 * time.Second},
+		"no digest, small file":    {u: &fakeUpstream{wait: time.Second}, size: 100, digests: noDigest, want: digestGrace + time.Second + patience},
+		"no digest, large file":    {u: &fakeUpstream{wait: time.Second}, size: 1 << 20, digests: noDigest, want: digestGrace + time.Second + patience},
+		"slow, large file":         {u: &fakeUpstream{wait: 5 * time.Second, per64K: 3 * time.Second}, size: 1 << 20, want: 5*time.Second + 17*3*time.Second, served: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := setUp(t, c.size, nil)
+				c.u.data = f.data
+				a := f.artifact(c.u)
+				if a.Since = time.Now().Add(-c.waited); c.digests != nil {
+					a.Known, a.Digests = nil, c.digests
+				}
+				start := time.Now()
+				b, err := f.Fetch(t.Context(), a)
+				if err == nil {
+					_, err = read(b)
+				}
+				if d := time.Since(start); (err == nil) != c.served || d != c.want {
+					t.Errorf("Fetch = %v after %v, want served %v after %v", err, d, c.served, c.want)
+				}
+			})
+		})
+	}
+}
+
+func TestTooLargeIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := setUp(t, 10, nil)
-		start := time.Now()
-		_, err := f.Fetch(t.Context(), f.artifact(&fakeUpstream{wait: time.Hour}))
-		if d := time.Since(start); !errors.Is(err, ErrStalled) || d != upstreamStall {
-			t.Errorf("Fetch = %v after %v, want ErrStalled after %v", err, d, upstreamStall)
-		}
-		drip := &fakeUpstream{data: testData(10 << 10), per64K: 9 * time.Second, noSize: true}
-		drip.data = testData(1 << 20)
-		if _, err := f.Fetch(t.Context(), &Artifact{Name: "b", Known: []artifact.Digest{{}}, MaxBytes: 100, Upstream: drip.open}); err == nil {
+		u := &fakeUpstream{data: testData(1 << 20), noSize: true}
+		if _, err := f.Fetch(t.Context(), &Artifact{Name: "b", Known: []artifact.Digest{{}}, MaxBytes: 100, Upstream: u.open}); err == nil {
 			t.Error("a body above MaxBytes was taken")
+		}
+	})
+}
+
+// TestLearn takes a file that nothing proves from the upstream, streaming it, and
+// stores it under the digest that it turns out to have.
+func TestLearn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := setUp(t, 1<<20, nil)
+		u := &fakeUpstream{data: f.data, per64K: time.Second}
+		a := f.artifact(u)
+		a.Known = nil
+		a.Learn = func(r io.ReaderAt, size int64) (artifact.Digest, error) {
+			b, err := io.ReadAll(io.NewSectionReader(r, 0, size))
+			return digest(b), err
+		}
+		start := time.Now()
+		b, err := f.Fetch(t.Context(), a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(start); d > 2*time.Second {
+			t.Errorf("first byte after %v", d)
+		}
+		if got, err := read(b); err != nil || !bytes.Equal(got, f.data) {
+			t.Errorf("read %d bytes, %v", len(got), err)
+		}
+		f.wantStored(t, true)
+
+		wrong := errors.New("not a zip")
+		a.Name, a.Learn = "b", func(io.ReaderAt, int64) (artifact.Digest, error) { return artifact.Digest{}, wrong }
+		if b, err = f.Fetch(t.Context(), a); err == nil {
+			_, err = read(b)
+		}
+		if !errors.Is(err, wrong) {
+			t.Errorf("a file that does not pass: %v", err)
 		}
 	})
 }

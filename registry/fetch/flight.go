@@ -182,7 +182,7 @@ func (fl *flight) resolve(ctx context.Context) {
 			fl.f.log.Error("panic while finding a digest", "artifact", fl.a.Name, "panic", r, "stack", string(debug.Stack()))
 		}
 	}()
-	if fl.digests = fl.a.Known; len(fl.digests) > 0 {
+	if fl.digests = fl.a.Known; len(fl.digests) > 0 || fl.a.Learn != nil {
 		return
 	}
 	fl.digestsErr = fmt.Errorf("no digest is known for %s", fl.a.Name)
@@ -217,9 +217,10 @@ func (fl *flight) show(s *spool) {
 	})
 }
 
-// body waits until there is something for a client to read.
-func (fl *flight) body(ctx context.Context) (*Body, []string, error) {
-	late := time.NewTimer(patience)
+// body waits until there is something for a client to read. since is when the
+// client began to wait.
+func (fl *flight) body(ctx context.Context, since time.Time) (*Body, []string, error) {
+	late := time.NewTimer(patience - time.Since(since))
 	defer late.Stop()
 	for {
 		fl.mu.Lock()
@@ -241,7 +242,8 @@ func (fl *flight) body(ctx context.Context) (*Body, []string, error) {
 			return nil, nil, errEnded
 		}
 		select {
-		case <-changed:
+		case <-changed: // progress
+			late.Reset(min(patience, longest-time.Since(since)))
 		case <-ctx.Done():
 			return nil, nil, ctx.Err()
 		case <-late.C:
@@ -279,6 +281,7 @@ type reader struct {
 }
 
 func (r *reader) Read(p []byte) (int, error) {
+	var silent *time.Timer
 	for {
 		w, n, changed, err := r.next()
 		if err != nil {
@@ -293,10 +296,17 @@ func (r *reader) Read(p []byte) (int, error) {
 			}
 			return m, err
 		}
+		if silent == nil {
+			silent = time.NewTimer(patience)
+			defer silent.Stop()
+		}
 		select {
 		case <-changed:
+			silent.Reset(patience)
 		case <-r.ctx.Done():
 			return 0, r.ctx.Err()
+		case <-silent.C: // the file is here, and what proves it is not
+			return 0, fmt.Errorf("fetch %s: %w", r.fl.a.Name, ErrStalled)
 		}
 	}
 }

@@ -187,6 +187,7 @@ func (r *race) startUpstream(ctx context.Context) {
 
 // onProgress gives peers more time as long as they are good for it.
 func (r *race) onProgress(ctx context.Context, n news) {
+	r.fl.update(func() {}) // clients wait for this as well
 	if r.upstream != nil || r.failed != nil {
 		return
 	}
@@ -284,13 +285,14 @@ func matching(w Writer, ds []artifact.Digest) (artifact.Digest, error) {
 // fromUpstream gets the file from the upstream, again after a failure in the
 // middle as long as no client has seen a byte.
 func (fl *flight) fromUpstream(ctx context.Context) result {
+	start := time.Now()
 	for attempt := 1; ; attempt++ {
 		s, d, opened, err := fl.tryUpstream(ctx)
 		if err == nil {
 			return result{spool: s, digest: d}
 		}
 		fl.mu.Lock()
-		again := opened && !fl.shown && attempt < upstreamAttempts && ctx.Err() == nil
+		again := opened && !fl.shown && attempt < upstreamAttempts && time.Since(start) < retryWithin && ctx.Err() == nil
 		fl.mu.Unlock()
 		if !again {
 			return result{err: err}
@@ -337,16 +339,32 @@ func (fl *flight) tryUpstream(ctx context.Context) (s *spool, d artifact.Digest,
 		return nil, d, true, fmt.Errorf("fetch %s: %w", fl.a.Name, err)
 	}
 	watchdog.Stop()
-	ds, err := fl.wait(ctx)
-	if err != nil {
+	if d, err = fl.verify(ctx, s.w); err != nil {
 		return nil, d, true, err
-	}
-	if d, err = matching(s.w, ds); err != nil {
-		return nil, d, true, &BadBytesError{fl.a.Name, err}
 	}
 	s.w.SetOrigin(artifact.FromUpstream, body.URL)
 	fl.update(func() { s.verified = true })
 	return s, d, true, nil
+}
+
+// verify returns the digest that the complete file w of the upstream matches.
+func (fl *flight) verify(ctx context.Context, w Writer) (artifact.Digest, error) {
+	ds, err := fl.wait(ctx)
+	if err != nil {
+		return artifact.Digest{}, err
+	}
+	if len(ds) == 0 && fl.a.Learn != nil {
+		d, err := fl.a.Learn(w, w.Size())
+		if err != nil {
+			return d, &BadBytesError{fl.a.Name, err}
+		}
+		ds = []artifact.Digest{d}
+	}
+	d, err := matching(w, ds)
+	if err != nil {
+		return d, &BadBytesError{fl.a.Name, err}
+	}
+	return d, nil
 }
 
 func tooBig(size, limit int64) error {

@@ -49,6 +49,11 @@ func (m *Modules) packageLog(ctx context.Context, r route, path string) *pkglog.
 	if m.conf.Catalog == nil || r.private {
 		return nil
 	}
+	if r.from != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, logPatience)
+		defer cancel()
+	}
 	st, err := m.conf.Catalog.Module(ctx, path)
 	if err != nil {
 		if !errors.Is(err, upstream.ErrNotFound) {

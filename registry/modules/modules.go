@@ -29,6 +29,9 @@ const (
 	// on without it for up to workLimit.
 	DefaultPatience = 9 * time.Second
 	workLimit       = 55 * time.Second
+	// logPatience is how long a catalog is waited for that the upstream can stand in
+	// for.
+	logPatience = 3 * time.Second
 )
 
 var (
@@ -94,7 +97,6 @@ type Config struct {
 
 	TTL      time.Duration // of changing answers; 0: DefaultTTL
 	Patience time.Duration // 0: DefaultPatience
-	TempDir  string        // for zips before they are known; empty: the system's
 	Logger   *slog.Logger  // nil discards
 }
 

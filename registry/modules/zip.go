@@ -3,6 +3,7 @@ package modules
 import (
 	"context"
 	"errors"
+	"time"
 
 	"golang.org/x/mod/module"
 
@@ -15,6 +16,7 @@ import (
 // Zip returns the zip of a canonical version. The caller closes it. Errors are
 // those of Mod and of [fetch.Fetcher].
 func (m *Modules) Zip(ctx context.Context, path, version string) (*fetch.Body, error) {
+	began := time.Now()
 	r, err := m.route(path)
 	if err != nil {
 		return nil, err
@@ -33,6 +35,7 @@ func (m *Modules) Zip(ctx context.Context, path, version string) (*fetch.Body, e
 	a := &fetch.Artifact{
 		Name:     zipName(r, esc, escVersion),
 		Private:  !r.sums,
+		Since:    began,
 		MaxBytes: artifact.MaxZip,
 	}
 	if r.from != nil && !onlyHeld(ctx) {
@@ -42,7 +45,8 @@ func (m *Modules) Zip(ctx context.Context, path, version string) (*fetch.Body, e
 	}
 	v := module.Version{Path: path, Version: version}
 	if !r.sums {
-		return m.unlistedZip(ctx, a)
+		b, err := m.unlistedZip(ctx, a)
+		return b, m.zipError(ctx, v, err)
 	}
 	if rec, ok := m.conf.Sums.Held(v); ok {
 		if d, err := artifact.ParseH1(rec.Zip); err == nil {
