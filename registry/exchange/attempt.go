@@ -238,6 +238,10 @@ func (x *Exchange) decideFleet(a *attempt, t *fetch.Transfer) (time.Duration, er
 	}
 	switch {
 	case a.holder == self:
+		// Somebody may have it already: the answers come within moments of the lease.
+		if left := x.answersDue(a, now); left > 0 {
+			return left, nil
+		}
 		return 0, errLease
 	case a.holder == (PeerKey{}):
 		left := keeperSilence - now.Sub(a.askedAt)
@@ -268,6 +272,24 @@ func (x *Exchange) decideFleet(a *attempt, t *fetch.Transfer) (time.Duration, er
 	}
 	t.Expect(left)
 	return left, nil
+}
+
+// answersDue returns how long to wait for peers that have not answered yet. One
+// that lets the time pass is not waited for again for a minute. The caller holds
+// x.mu.
+func (x *Exchange) answersDue(a *attempt, now time.Time) time.Duration {
+	left := answerSilence - now.Sub(a.began)
+	for key, s := range a.asked {
+		p := x.peers[key]
+		if s.open == 0 || p == nil || now.Sub(p.mute) < time.Minute {
+			continue
+		}
+		if left > 0 {
+			return left
+		}
+		p.mute = now
+	}
+	return 0
 }
 
 // requestLease asks the keeper for the lease. The caller holds x.mu.

@@ -33,8 +33,9 @@
 // The members of a fleet agree on a keeper for each digest: the member with the
 // highest BLAKE3 hash, keyed with the fleet's secret, of digest and member.
 // Whoever misses an artifact asks its keeper for the lease. The first gets it
-// (leased with its own key as holder), tells its peers "being fetched" and goes
-// to the upstream; the others are told the holder, send it their want, and wait.
+// (leased with its own key as holder), tells its peers "being fetched" and, when
+// none of them has answered that it has the file, goes to the upstream; it waits
+// for their answers for [answerSilence] at most. The others are told the holder, send it their want, and wait.
 // They go on by themselves when the holder is silent for [holderSilence], leaves,
 // says that it does not have the file, or takes longer than [leasePatience]; a
 // keeper that does not answer within [keeperSilence] is passed over.
@@ -68,9 +69,10 @@ const (
 	heartbeat     = 150 * time.Millisecond
 	holderSilence = 2 * time.Second
 	keeperSilence = 500 * time.Millisecond
-	leasePatience = 25 * time.Second // a fleet's client must have its answer in time
-	leaseMemory   = time.Minute      // that a keeper remembers who has fetched a file
-	downloadStall = 3 * time.Second  // without a byte, until the next source is tried
+	answerSilence = 200 * time.Millisecond // until who has the lease goes to the upstream
+	leasePatience = 25 * time.Second       // a fleet's client must have its answer in time
+	leaseMemory   = time.Minute            // that a keeper remembers who has fetched a file
+	downloadStall = 3 * time.Second        // without a byte, until the next source is tried
 )
 
 // Message types of the channel, in order.

@@ -90,6 +90,7 @@ type Peer struct {
 	// Guarded by x.mu:
 	waiting map[uint64]artifact.Digest // its wants for what we are getting
 	suspect time.Time                  // when it last failed as a keeper
+	mute    time.Time                  // when it last did not answer a want in time
 }
 
 type outgoing struct {

@@ -280,7 +280,7 @@ type origin struct {
 
 func (o *origin) artifact() *fetch.Artifact {
 	return &fetch.Artifact{
-		Name: "a", Known: []artifact.Digest{digest(o.data)}, MaxBytes: 1 << 30,
+		Name: digest(o.data).String(), Known: []artifact.Digest{digest(o.data)}, MaxBytes: 1 << 30,
 		Upstream: func(ctx context.Context) (*fetch.Download, error) {
 			o.opened.Add(1)
 			if o.hang.Load() {
@@ -417,6 +417,43 @@ func TestFleetFetchesOnce(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestFleetHasIt: what a member has is not fetched again, whoever keeps the lease;
+// one that does not answer is waited for once.
+func TestFleetHasIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, nodes := newNetwork(t, 3, true)
+		w.delay = 5 * time.Millisecond
+		for i := range 20 {
+			o := newOrigin()
+			o.data = append(o.data, byte(i))
+			nodes[2].put(o.data)
+			start := time.Now()
+			nodes[i%2].wantGet(o, fetch.Peer)
+			if d := time.Since(start); o.opened.Load() != 0 || d > 10*w.delay {
+				t.Errorf("artifact %d: %d upstream requests, %v", i, o.opened.Load(), d)
+			}
+		}
+		w.silent.Store(nodes[2].key, true)
+		slow := 0
+		for i := range 20 {
+			o := newOrigin()
+			o.data = append(o.data, 'x', byte(i))
+			start := time.Now()
+			nodes[0].wantGet(o, fetch.Upstream)
+			d := time.Since(start) - o.wait
+			if d > keeperSilence+w.delay {
+				t.Errorf("artifact %d: a silent member cost %v", i, d)
+			}
+			if d > 10*w.delay {
+				slow++
+			}
+		}
+		if slow > 2 { // as a keeper, and as one who is asked
+			t.Errorf("a silent member cost %d of 20 artifacts time", slow)
+		}
+	})
 }
 
 // TestFleetMemberKilled kills holder, keeper or another while the holder fetches.
