@@ -35,6 +35,7 @@ import (
 type Network struct {
 	t      testing.TB
 	dir    string
+	tools  map[string]string // paths of programs
 	hub    *holder
 	hosts  string // file, shared by all machines
 	number int    // of the machine added last
@@ -46,10 +47,10 @@ func New(t testing.TB) *Network {
 	if os.Getuid() != 0 {
 		testenv.Missing(t, "root, for namespaces")
 	}
-	for _, tool := range []string{"ip", "nsenter", "setpriv", "chroot", "mount"} {
-		testenv.Need(t, tool)
+	n := &Network{t: t, dir: t.TempDir(), tools: map[string]string{}}
+	for _, tool := range []string{"ip", "mount", "nsenter", "setpriv", "chroot"} {
+		n.tools[tool] = testenv.Need(t, tool)
 	}
-	n := &Network{t: t, dir: t.TempDir()}
 	n.hosts = filepath.Join(n.dir, "hosts")
 	if err := os.WriteFile(n.hosts, []byte("127.0.0.1 localhost\n::1 localhost\n"), 0o644); err != nil {
 		t.Fatal(err)
@@ -87,6 +88,7 @@ type Machine struct {
 	Name string
 	Addr string // IPv4
 
+	n    *Network
 	t    testing.TB
 	root string // as seen in its mount namespace
 	h    *holder
@@ -96,7 +98,7 @@ type Machine struct {
 func (n *Network) Start(c Config) *Machine {
 	n.t.Helper()
 	dir := filepath.Join(n.dir, c.Name)
-	m := &Machine{Name: c.Name, t: n.t, root: filepath.Join(dir, "root")}
+	m := &Machine{Name: c.Name, n: n, t: n.t, root: filepath.Join(dir, "root")}
 	for _, d := range []string{"root", "upper", "work"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			n.t.Fatal(err)
@@ -192,11 +194,11 @@ type User struct {
 // Command returns a command of a user on the machine. It is to be started with the
 // machine's Run.
 func (m *Machine) Command(u User, args ...string) *exec.Cmd {
-	list := []string{"nsenter", "--mount=" + m.h.ns("mnt")}
+	list := []string{m.n.tools["nsenter"], "--mount=" + m.h.ns("mnt")}
 	if u.NoNew {
-		list = append(list, "setpriv", "--no-new-privs")
+		list = append(list, m.n.tools["setpriv"], "--no-new-privs")
 	}
-	list = append(list, "chroot", fmt.Sprintf("--userspec=%d:%d", u.UID, u.GID), "--groups=", m.root)
+	list = append(list, m.n.tools["chroot"], fmt.Sprintf("--userspec=%d:%d", u.UID, u.GID), "--groups=", m.root)
 	if u.Dir != "" {
 		list = append(list, "sh", "-c", `cd "$0" && exec "$@"`, u.Dir)
 	}
