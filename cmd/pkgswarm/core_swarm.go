@@ -313,8 +313,8 @@ func (f *coreFlags) download(ctx context.Context, s *swarm.Swarm, c *core.Core, 
 	})
 }
 
-// writeBlocks writes blocks that are here.
-func writeBlocks(ctx context.Context, w io.Writer, sess *replicate.Session, from, to uint64) error {
+// writeBlocks writes blocks that are here, unless w is nil.
+func writeBlocks(ctx context.Context, w *bufio.Writer, sess *replicate.Session, from, to uint64) error {
 	if w == nil {
 		return nil
 	}
