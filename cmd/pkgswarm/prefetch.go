@@ -49,10 +49,12 @@ Exit code 3 means that some packages could not be had; each is named.`,
 				return err
 			}
 			c.Listen = "127.0.0.1:0"
-			if !asJSON {
-				c.Summary = func(u node.Usage) { fmt.Fprintln(s.err, u.String()) }
-			}
-			return withNode(cmd.Context(), c, func(ctx context.Context, n *node.Node) error { return p.run(ctx, n.URL()) })
+			return withNode(cmd.Context(), c, func(ctx context.Context, n *node.Node) error {
+				if !asJSON {
+					defer summarize(s, n)
+				}
+				return p.run(ctx, n.URL())
+			})
 		},
 	}
 	f.add(cmd)

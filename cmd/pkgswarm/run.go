@@ -63,8 +63,8 @@ func withNode(ctx context.Context, c node.Config, do func(ctx context.Context, n
 }
 
 func runWith(ctx context.Context, s *streams, c node.Config, args []string) error {
-	c.Summary = func(u node.Usage) { fmt.Fprintln(s.err, u.String()) }
 	return withNode(ctx, c, func(ctx context.Context, n *node.Node) error {
+		defer summarize(s, n)
 		env, cleanUp, err := commandEnv(n.URL(), !policyEmpty(c))
 		if err != nil {
 			return err
@@ -72,6 +72,14 @@ func runWith(ctx context.Context, s *streams, c node.Config, args []string) erro
 		defer cleanUp()
 		return runCommand(ctx, s, env, args)
 	})
+}
+
+// summarize says what a node has served, if anything: once, when the command that it
+// was for has ended.
+func summarize(s *streams, n *node.Node) {
+	if u := n.Status().Usage; u.Artifacts+u.Failed > 0 {
+		fmt.Fprintln(s.err, u.String())
+	}
 }
 
 func policyEmpty(c node.Config) bool { return c.Policy.Cargo.Empty() && c.Policy.Go.Empty() }
