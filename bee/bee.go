@@ -85,6 +85,9 @@ type Options struct {
 	// which blocks the look-up will need. version and key are those of a
 	// [GetRequest].
 	Ask func(version uint64, key []byte)
+
+	// AskRange is the same for Range, called again every [RangeHint] blocks.
+	AskRange func(RangeRequest)
 }
 
 // An Entry is one key of a tree.
@@ -101,6 +104,7 @@ type shared struct {
 	meta         *Metadata
 	noDuplicates bool
 	ask          func(uint64, []byte)
+	askRange     func(RangeRequest)
 	blocks       *lru.Cache[uint64, *block]
 
 	forkMu sync.Mutex
@@ -135,7 +139,7 @@ func Open(log Log, o Options) *Tree {
 		panic("bee: " + err.Error()) // n is positive
 	}
 	s := &shared{
-		log: log, meta: o.Metadata, noDuplicates: o.NoDuplicates, ask: o.Ask, blocks: cache,
+		log: log, meta: o.Metadata, noDuplicates: o.NoDuplicates, ask: o.Ask, askRange: o.AskRange, blocks: cache,
 		writing: make(chan struct{}, 1),
 	}
 	s.remote, _ = log.(Remote)
@@ -246,7 +250,9 @@ type walk struct {
 	s       *shared
 	ctx     context.Context
 	touch   func(seq uint64) // called with each block that is read; may be nil
-	ask     func()           // called once before waiting; may be nil
+	ask     func()           // called before waiting; may be nil
+	every   int              // after how many blocks ask may be called again; 0 is never
+	quiet   int              // how many of them are left
 	noAhead bool
 }
 
@@ -255,9 +261,12 @@ func (w *walk) block(seq uint64) (*block, error) {
 	if w.touch != nil {
 		w.touch(seq)
 	}
-	if w.ask != nil && w.s.remote != nil && !w.s.blocks.Contains(seq) && !w.s.remote.Has(seq) {
+	w.quiet = max(w.quiet-1, 0)
+	if w.ask != nil && w.quiet == 0 && w.s.remote != nil && !w.s.blocks.Contains(seq) && !w.s.remote.Has(seq) {
 		w.ask()
-		w.ask = nil
+		if w.quiet = w.every; w.every == 0 {
+			w.ask = nil
+		}
 	}
 	return w.s.block(w.ctx, seq)
 }
@@ -393,25 +402,4 @@ func (t *Tree) Get(ctx context.Context, key []byte) (Entry, error) {
 		return Entry{}, err
 	}
 	return t.entry(b.seq, b.key, b.value), nil
-}
-
-// Touched returns the blocks that a look-up of key, as stored, in a version reads,
-// in that order: what a peer that asks with a [GetRequest] needs. Blocks that
-// cannot be had without waiting end it. At most limit blocks are returned.
-func (t *Tree) Touched(ctx context.Context, version uint64, key []byte, limit int) []uint64 {
-	var seqs []uint64
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	w := &walk{s: t.s, ctx: ctx, noAhead: true}
-	w.touch = func(seq uint64) {
-		if len(seqs) >= limit || t.s.remote != nil && !t.s.remote.Has(seq) {
-			cancel()
-			return
-		}
-		seqs = append(seqs, seq)
-	}
-	if version > 0 && version <= t.Version() {
-		w.get(version, key)
-	}
-	return seqs
 }

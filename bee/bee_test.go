@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"sort"
 	"strings"
@@ -639,20 +640,113 @@ func FuzzBlocks(f *testing.F) {
 	})
 }
 
+// SEC-8, SEC-20
 func FuzzExtension(f *testing.F) {
 	f.Add(bee.EncodeGet(bee.GetRequest{Version: 3, Key: []byte("k")}))
 	f.Add(bee.EncodeCache([]uint64{1, 5, 3})[0])
+	f.Add(bee.EncodeRange(bee.RangeRequest{Version: 9, Range: bee.Range{GTE: []byte("a"), LT: []byte{}, Limit: 3, Reverse: true}, Checkpoint: []uint64{8, 0, 3}}))
+	tree := numbers(f, 300)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		get, blocks := bee.DecodeExtension(b)
-		if get != nil {
-			if g, _ := bee.DecodeExtension(bee.EncodeGet(*get)); g == nil || g.Version != get.Version || !bytes.Equal(g.Key, get.Key) {
-				t.Fatalf("%+v came back as %+v", get, g)
+		m := bee.DecodeExtension(b)
+		again := func(b []byte) {
+			if n := bee.DecodeExtension(b); !reflect.DeepEqual(m, n) {
+				t.Fatalf("%+v came back as %+v", m, n)
 			}
 		}
-		if len(blocks) > 128 {
-			t.Fatalf("%d blocks", len(blocks))
+		if m.Get != nil {
+			again(bee.EncodeGet(*m.Get))
+		}
+		if m.Range != nil {
+			again(bee.EncodeRange(*m.Range))
+			if n := len(tree.TouchedRange(t.Context(), *m.Range, 100)); n > 100 {
+				t.Fatalf("%d blocks", n)
+			}
+		}
+		if len(m.Blocks) > 128 {
+			t.Fatalf("%d blocks", len(m.Blocks))
 		}
 	})
+}
+
+// numbers returns a tree of n entries.
+func numbers(t testing.TB, n int) *bee.Tree {
+	tree := bee.Open(&memLog{}, bee.Options{})
+	for i := range n {
+		if err := tree.Put(t.Context(), fmt.Appendf(nil, "%04d", i*7919%n), []byte("value")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return tree
+}
+
+// A partLog is a log of which some blocks are missing until they are fetched.
+type partLog struct {
+	*memLog
+	missing map[uint64]bool
+	waits   int
+}
+
+func (l *partLog) Has(i uint64) bool  { return !l.missing[i] }
+func (l *partLog) Prefetch(...uint64) {}
+func (l *partLog) Get(ctx context.Context, i uint64) ([]byte, error) {
+	if l.missing[i] {
+		l.waits++
+		delete(l.missing, i)
+	}
+	return l.memLog.Get(ctx, i)
+}
+
+// TestAskRange reads ranges of a tree that is not here: with the blocks that a peer
+// names, wherever the reader is when it asks, nothing has to be waited for.
+func TestAskRange(t *testing.T) {
+	const n = 5000
+	source := &memLog{}
+	w := bee.Open(source, bee.Options{})
+	b := w.Batch()
+	for i := range n {
+		if err := b.Put(t.Context(), fmt.Appendf(nil, "%04d", i*7919%n), []byte("value")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []bee.Range{
+		{}, {Reverse: true}, {GTE: []byte("1000")}, {GT: []byte("0500"), LTE: []byte("4500"), Reverse: true}, {GT: []byte("02"), Limit: 300},
+		{LT: []byte("0003")}, {GTE: []byte("9")}, {GTE: []byte("3141"), LT: []byte("3142"), Reverse: true},
+	} {
+		log := &partLog{memLog: source, missing: map[uint64]bool{}}
+		for i := range source.Length() {
+			log.missing[i] = true
+		}
+		asked := 0
+		tree := bee.Open(log, bee.Options{AskRange: func(q bee.RangeRequest) {
+			m := bee.DecodeExtension(bee.EncodeRange(q))
+			if asked++; m.Range == nil || !reflect.DeepEqual(*m.Range, q) {
+				t.Fatalf("%+v came back as %+v", q, m.Range)
+			}
+			for _, seq := range w.TouchedRange(t.Context(), *m.Range, bee.RangeHint+128) {
+				delete(log.missing, seq)
+			}
+		}})
+		got := 0
+		for e, err := range tree.Range(t.Context(), r) {
+			if err != nil || string(e.Value) != "value" {
+				t.Fatal(e, err)
+			}
+			got++
+		}
+		want := 0
+		for range w.Range(t.Context(), r) {
+			want++
+		}
+		if got != want || log.waits > 0 {
+			t.Errorf("%+v: %d entries, want %d; %d waits", r, got, want, log.waits)
+		}
+		if here := int(source.Length()) - len(log.missing); asked > got/bee.RangeHint+2 || here > 2*got+100 {
+			t.Errorf("%+v: asked %d times for %d entries, %d blocks came", r, asked, got, here)
+		}
+	}
 }
 
 func BenchmarkPut(b *testing.B) {

@@ -41,30 +41,84 @@ func (t *Tree) bounds(r Range) (low, high []byte, lowIncl, highIncl bool) {
 func (t *Tree) Range(ctx context.Context, r Range) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
 		t.s.refresh()
-		low, high, lowIncl, highIncl := t.bounds(r)
-		c := &cursor{walk: walk{s: t.s, ctx: ctx}, reverse: r.Reverse}
-		start, startIncl, end, endIncl := low, lowIncl, high, highIncl
-		if r.Reverse {
-			start, startIncl, end, endIncl = high, highIncl, low, lowIncl
+		req := RangeRequest{Version: t.Version(), Range: t.storedRange(r)}
+		w := walk{s: t.s, ctx: ctx}
+		var c *cursor
+		n := 0
+		if t.s.askRange != nil {
+			w.every = RangeHint
+			w.ask = func() {
+				rest := req
+				if c != nil { // else it is being opened
+					rest.Checkpoint = c.checkpoint()
+					rest.Range.Limit = max(r.Limit-n, 0)
+				}
+				t.s.askRange(rest)
+			}
 		}
-		if err := c.open(t.Version(), start, startIncl); err != nil {
-			yield(Entry{}, err)
-			return
-		}
-		for n := 0; r.Limit <= 0 || n < r.Limit; n++ {
-			b, err := c.next()
+		c, end, err := openRange(w, req)
+		for ; r.Limit <= 0 || n < r.Limit; n++ {
+			var b *block
+			if err == nil {
+				b, err = c.next()
+			}
 			if err != nil {
 				yield(Entry{}, err)
 				return
 			}
-			if b == nil || beyond(b.key, end, endIncl, r.Reverse) {
-				return
-			}
-			if !yield(t.entry(b.seq, b.key, b.value), nil) {
+			if b == nil || end.before(b.key) || !yield(t.entry(b.seq, b.key, b.value), nil) {
 				return
 			}
 		}
 	}
+}
+
+// storedRange returns r with bounds as stored.
+func (t *Tree) storedRange(r Range) Range {
+	low, high, lowIncl, highIncl := t.bounds(r)
+	out := Range{Reverse: r.Reverse, Limit: r.Limit}
+	if lowIncl {
+		out.GTE = low
+	} else {
+		out.GT = low
+	}
+	if highIncl {
+		out.LTE = high
+	} else {
+		out.LT = high
+	}
+	return out
+}
+
+// A rangeEnd says where a range ends.
+type rangeEnd struct {
+	key     []byte // nil is the end of the tree
+	incl    bool
+	reverse bool
+}
+
+// before reports whether the range ends before key.
+func (e rangeEnd) before(key []byte) bool { return beyond(key, e.key, e.incl, e.reverse) }
+
+// openRange returns a cursor that stands before what r begins with.
+func openRange(w walk, r RangeRequest) (*cursor, rangeEnd, error) {
+	low, lowIncl := r.Range.GT, false
+	if low == nil {
+		low, lowIncl = r.Range.GTE, true
+	}
+	high, highIncl := r.Range.LT, false
+	if high == nil {
+		high, highIncl = r.Range.LTE, true
+	}
+	if r.Range.Reverse {
+		low, lowIncl, high, highIncl = high, highIncl, low, lowIncl
+	}
+	c := &cursor{walk: w, reverse: r.Range.Reverse}
+	end := rangeEnd{high, highIncl, r.Range.Reverse}
+	if len(r.Checkpoint) > 0 {
+		return c, end, c.resume(r.Version, r.Checkpoint)
+	}
+	return c, end, c.open(r.Version, low, lowIncl)
 }
 
 // beyond reports whether key lies behind the end of a range.
@@ -84,6 +138,8 @@ type cursor struct {
 	walk
 	reverse bool
 	stack   []step
+	moving  bool // next has taken a step of the last one in stack, and reads what it leads to
+	resumed int  // blocks that resume has read
 }
 
 // A step is a node on the way to the next key: i is what comes next in it, 2k for
@@ -150,8 +206,49 @@ func (c *cursor) open(version uint64, start []byte, incl bool) error {
 	}
 }
 
+// checkpoint returns where the cursor is, for a [RangeRequest].
+func (c *cursor) checkpoint() []uint64 {
+	var out []uint64
+	for k, s := range c.stack {
+		if c.moving && k == len(c.stack)-1 {
+			if s.i--; c.reverse {
+				s.i += 2
+			}
+		}
+		if s.i >= 0 {
+			out = append(out, s.seq, s.offset, uint64(s.i))
+		}
+	}
+	return out
+}
+
+// resume goes to a checkpoint.
+func (c *cursor) resume(version uint64, checkpoint []uint64) error {
+	seen := map[uint64]bool{}
+	for ; len(checkpoint) >= 3; checkpoint = checkpoint[3:] {
+		at := address{seq: checkpoint[0], offset: checkpoint[1]}
+		if at.seq >= version {
+			return fmt.Errorf("checkpoint in block %d: %w", at.seq, ErrFormat)
+		}
+		if err := c.push(at); err != nil {
+			return err
+		}
+		seen[at.seq] = true
+		c.stack[len(c.stack)-1].i = int(min(checkpoint[2], 1<<31))
+	}
+	c.resumed = len(seen)
+	return nil
+}
+
 // next returns the next key's block, nil at the end.
 func (c *cursor) next() (*block, error) {
+	c.moving = true
+	b, err := c.step()
+	c.moving = false
+	return b, err
+}
+
+func (c *cursor) step() (*block, error) {
 	for len(c.stack) > 0 {
 		top := &c.stack[len(c.stack)-1]
 		i := top.i

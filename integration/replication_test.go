@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -616,6 +617,131 @@ func TestRemoteBee(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestRemoteRange reads ranges of a Hyperbee in either direction, both sides asking
+// the other with the extension for the blocks that they will need.
+func TestRemoteRange(t *testing.T) {
+	const count = 5000
+	ranges := []struct {
+		r  bee.Range
+		js params
+	}{
+		{bee.Range{}, params{}},
+		{bee.Range{Reverse: true, Limit: 2500}, params{"reverse": true, "limit": 2500}},
+		{bee.Range{GTE: []byte("key 2"), LT: []byte("key 3")}, params{"gte": "key 2", "lt": "key 3"}},
+		{bee.Range{GT: []byte("key 20"), LTE: []byte("key 4000"), Reverse: true}, params{"gt": "key 20", "lte": "key 4000", "reverse": true}},
+	}
+	keysOf := func(t *testing.T, tree *bee.Tree, r bee.Range) (keys []string) {
+		t.Helper()
+		for e, err := range tree.Range(limit(t), r) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			keys = append(keys, string(e.Key))
+		}
+		return keys
+	}
+	local := newPeer(t).named("bee")
+	fillBee(t, local, count)
+	whole := bee.Open(local, bee.Options{})
+	for _, r := range ranges {
+		want := keysOf(t, whole, r.r)
+		t.Run(fmt.Sprint("from Go ", r.js), func(t *testing.T) {
+			a, b := newPeer(t), newPeer(t)
+			w := a.named("bee")
+			fillBee(t, w, count)
+			b.connect(a.port())
+			tree, s, _ := b.openBee(w.Key())
+			if _, err := s.Update(limit(t)); err != nil {
+				t.Fatal(err)
+			}
+			if got := keysOf(t, tree, r.r); !slices.Equal(got, want) {
+				t.Errorf("%d keys, want %d", len(got), len(want))
+			}
+		})
+		t.Run(fmt.Sprint("from JavaScript ", r.js), func(t *testing.T) {
+			js := testenv.StartNode(t, "replicate.mjs")
+			p := newPeer(t)
+			js.MustCall(t, "connect", p.port(), nil)
+			var key string
+			js.MustCall(t, "create", "bee", &key)
+			js.MustCall(t, "beePut", params{"key": key, "count": count}, nil)
+			tree, s, _ := p.openBee(parseKey(t, key))
+			if _, err := s.Update(limit(t)); err != nil {
+				t.Fatal(err)
+			}
+			if got := keysOf(t, tree, r.r); !slices.Equal(got, want) {
+				t.Errorf("%d keys, want %d", len(got), len(want))
+			}
+			js.MustCall(t, "disconnect", nil, nil)
+			answersRange(t, js, parseKey(t, key), whole, r.r)
+		})
+		t.Run(fmt.Sprint("to JavaScript ", r.js), func(t *testing.T) {
+			js := testenv.StartNode(t, "replicate.mjs")
+			p := newPeer(t)
+			w := p.named("bee")
+			fillBee(t, w, count)
+			js.MustCall(t, "connect", p.port(), nil)
+			js.MustCall(t, "waitFor", params{"key": w.Key().Hex(), "length": w.Length(), "fork": 0}, nil)
+			var got struct {
+				Keys  []string
+				Hints int
+			}
+			js.MustCall(t, "beeRange", params{"key": w.Key().Hex(), "range": r.js}, &got)
+			if !slices.Equal(got.Keys, want) {
+				t.Errorf("%d keys, want %d", len(got.Keys), len(want))
+			}
+			if got.Hints < min(len(want), 2000) {
+				t.Errorf("%d blocks were named for %d keys", got.Hints, len(want))
+			}
+		})
+	}
+}
+
+// answersRange asks the reference about a range: it names the blocks that we would.
+func answersRange(t *testing.T, js *testenv.Node, key core.Key, whole *bee.Tree, r bee.Range) {
+	t.Helper()
+	p := newPeer(t)
+	js.MustCall(t, "connect", p.port(), nil)
+	c, err := p.store.Open(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := make(chan []uint64, 100)
+	s, err := p.r.Open(c, replicate.SessionOptions{Extensions: map[string]func(replicate.PeerID, []byte){
+		bee.ExtensionName: func(_ replicate.PeerID, b []byte) { named <- bee.DecodeExtension(b).Blocks },
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	defer s.Close()
+	if _, err := s.Update(limit(t)); err != nil {
+		t.Fatal(err)
+	}
+	q := bee.RangeRequest{Version: s.Length(), Range: r}
+	s.SendBest(bee.ExtensionName, bee.EncodeRange(q))
+	missing := map[uint64]bool{}
+	for _, i := range whole.TouchedRange(limit(t), q, bee.RangeHint) {
+		missing[i] = true
+	}
+	// Going up without a limit, the reference reads ahead in the tree, and so names
+	// other blocks first.
+	enough := 0
+	if !r.Reverse && len(missing) == bee.RangeHint {
+		enough = len(missing) * 3 / 4
+	}
+	for len(missing) > enough {
+		select {
+		case blocks := <-named:
+			for _, i := range blocks {
+				delete(missing, i)
+			}
+		case <-limit(t).Done():
+			t.Fatalf("%d blocks were not named", len(missing))
+		}
+	}
 }
 
 // TestUnknownCore asks for a core that nobody has.

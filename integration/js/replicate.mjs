@@ -179,5 +179,19 @@ serve({
     await bee.ready()
     const node = await bee.get(name, { timeout: 20000 })
     return node && node.value
+  },
+  // The keys of a range, and how many blocks peers have named in their answers.
+  async beeRange ({ key, range }) {
+    const bee = new Hyperbee(await open(key), { keyEncoding: 'utf-8', valueEncoding: 'utf-8', extension: true })
+    await bee.ready()
+    let hints = 0
+    const oncache = bee.extension.oncache
+    bee.extension.oncache = function (message, from) {
+      hints += message.blocks.length
+      return oncache.call(this, message, from)
+    }
+    const keys = []
+    for await (const e of bee.createReadStream(range)) keys.push(e.key)
+    return { keys, hints }
   }
 })

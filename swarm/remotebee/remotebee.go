@@ -1,14 +1,17 @@
 // Package remotebee reads Hyperbees over the network in few round trips, with
 // Hyperbee's extension of the replication protocol, and answers others that do.
 //
-// A reader that has to wait for a block of a look-up tells its peers what it
-// looks for. The reference answers with the numbers of the blocks that the
-// look-up reads, which are then fetched all at once. [Extension] sends the
-// blocks themselves, proven like any others, to a reader that allows it, as
-// those of [Open] do: such a look-up takes one round trip.
+// A reader that has to wait for a block of a look-up, or of a range, tells a peer
+// what it looks for. The reference answers with the numbers of the blocks that are
+// read for it, which are then fetched all at once. [Extension] sends the blocks
+// themselves, proven like any others, to a reader that allows it, as those of
+// [Open] do: such a look-up takes one round trip, and a range one for every
+// bee.RangeHint blocks.
 //
 // Readers tell peers the keys that they look up; where these are private, use a
-// plain bee.Open over a session.
+// plain bee.Open over a session. An answer costs the peer that gives it at most
+// maxBlocks blocks to be read, and all answers together blocksPerSecond; questions
+// beyond are not answered (SEC-20).
 package remotebee
 
 import (
@@ -18,38 +21,50 @@ import (
 
 	"github.com/pkgswarm/pkgswarm/bee"
 	"github.com/pkgswarm/pkgswarm/swarm/replicate"
+	"golang.org/x/time/rate"
 )
 
-// maxBlocks bounds the blocks of one look-up, as the reference does.
-const maxBlocks = 2176
-
-// lookupTime is how long answering one message may take.
-const lookupTime = time.Second
-
-// maxTrees is how many trees an Extension keeps for the next question.
-const maxTrees = 64
+const (
+	// maxBlocks bounds the blocks of one answer, as the reference does.
+	maxBlocks = bee.RangeHint + 128
+	// lookupTime is how long answering one message may take.
+	lookupTime = time.Second
+	// blocksPerSecond and blocksBurst bound the blocks of all answers.
+	blocksPerSecond = 100_000
+	blocksBurst     = 400_000
+	// maxTrees is how many trees an Extension keeps for the next question.
+	maxTrees = 64
+)
 
 // Extension answers the questions of other readers from what is stored here;
 // it goes into replicate.Config.Extensions under bee.ExtensionName.
 func Extension() replicate.Extension {
-	var a answerer
+	a := answerer{limit: rate.NewLimiter(blocksPerSecond, blocksBurst)}
 	return a.answer
 }
 
 // An answerer keeps trees, for their decoded blocks.
 type answerer struct {
+	limit *rate.Limiter
+
 	mu    sync.Mutex
 	trees map[replicate.Core]*bee.Tree
 }
 
 func (a *answerer) answer(c replicate.Core, payload []byte, reply func([]byte), push func(...uint64) bool) {
-	get, _ := bee.DecodeExtension(payload)
-	if get == nil {
+	m := bee.DecodeExtension(payload)
+	if m.Get == nil && m.Range == nil || a.limit.Tokens() <= 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), lookupTime)
 	defer cancel()
-	blocks := a.tree(c).Touched(ctx, get.Version, get.Key, maxBlocks)
+	var blocks []uint64
+	if m.Get != nil {
+		blocks = a.tree(c).Touched(ctx, m.Get.Version, m.Get.Key, maxBlocks)
+	} else {
+		blocks = a.tree(c).TouchedRange(ctx, *m.Range, maxBlocks)
+	}
+	a.limit.ReserveN(time.Now(), 1+len(blocks))
 	if len(blocks) == 0 || push(blocks...) {
 		return
 	}
@@ -97,10 +112,10 @@ func Open(open func(replicate.Core, replicate.SessionOptions) (*replicate.Sessio
 		extensions[name] = f
 	}
 	extensions[bee.ExtensionName] = func(_ replicate.PeerID, payload []byte) {
-		if _, blocks := bee.DecodeExtension(payload); len(blocks) > 0 {
+		if m := bee.DecodeExtension(payload); len(m.Blocks) > 0 {
 			<-ready
 			if s != nil {
-				s.Prefetch(blocks...)
+				s.Prefetch(m.Blocks...)
 			}
 		}
 	}
@@ -111,7 +126,10 @@ func Open(open func(replicate.Core, replicate.SessionOptions) (*replicate.Sessio
 		return nil, nil, err
 	}
 	o.Ask = func(version uint64, key []byte) {
-		s.Broadcast(bee.ExtensionName, bee.EncodeGet(bee.GetRequest{Version: version, Key: key}))
+		s.SendBest(bee.ExtensionName, bee.EncodeGet(bee.GetRequest{Version: version, Key: key}))
+	}
+	o.AskRange = func(r bee.RangeRequest) {
+		s.SendBest(bee.ExtensionName, bee.EncodeRange(r))
 	}
 	return bee.Open(s, o), s, nil
 }

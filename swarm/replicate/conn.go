@@ -65,6 +65,7 @@ type conn struct {
 	out      []outgoing
 	outBytes int
 	queue    []*upload // requests to answer, oldest first
+	pushes   []*upload // blocks to be sent unasked
 	peers    map[core.DiscoveryKey]*peer
 	inbox    inbox
 

@@ -37,6 +37,10 @@ const (
 	// maxConnQueued bounds the same for all channels of a connection.
 	maxConnQueued = 8192
 
+	// maxPushes bounds the blocks that wait to be sent unasked over a connection;
+	// more are not sent.
+	maxPushes = 4096
+
 	// maxInFlight bounds the requests that wait for one peer, over all cores.
 	maxInFlight = 256
 

@@ -429,6 +429,26 @@ func (s *Session) Prefetch(blocks ...uint64) {
 	s.f.pump()
 }
 
+// SendBest sends an extension message to one peer: of those that have the whole
+// core, else of all, the one that is likely to answer soonest.
+func (s *Session) SendBest(name string, payload []byte) {
+	f := s.f
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var best *peer
+	for _, p := range f.ranked() {
+		whole := p.have.contiguous >= p.length
+		if f.usable(p) && p.length > 0 && (best == nil || whole) {
+			if best = p; whole {
+				break
+			}
+		}
+	}
+	if best != nil {
+		best.send(msgExtension, extensionMessage{name: name, payload: payload}.append(nil))
+	}
+}
+
 // Broadcast sends an extension message to all peers of the core.
 func (s *Session) Broadcast(name string, payload []byte) {
 	s.f.mu.Lock()

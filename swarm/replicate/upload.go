@@ -25,7 +25,7 @@ func (c *conn) enqueue(p *peer, req *merkle.Request, id, priority uint64) error 
 	c.mu.Lock()
 	same := 0
 	for _, u := range c.queue {
-		if u.p == p && !u.push {
+		if u.p == p {
 			if u.id == id {
 				u.req, u.priority = req, priority
 				c.mu.Unlock()
@@ -58,8 +58,8 @@ func (p *peer) push(blocks ...uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, i := range blocks {
-		if len(c.queue) < maxQueued {
-			c.queue = append(c.queue, &upload{p: p, req: &merkle.Request{Block: &merkle.BlockRequest{Index: i}}, push: true, priority: 1})
+		if len(c.pushes) < maxPushes {
+			c.pushes = append(c.pushes, &upload{p: p, req: &merkle.Request{Block: &merkle.BlockRequest{Index: i}}, push: true})
 		}
 	}
 	c.signal()
@@ -69,38 +69,36 @@ func (p *peer) push(blocks ...uint64) bool {
 func (c *conn) cancelUpload(p *peer, id uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.queue = slices.DeleteFunc(c.queue, func(u *upload) bool { return u.p == p && u.id == id && !u.push })
+	c.queue = slices.DeleteFunc(c.queue, func(u *upload) bool { return u.p == p && u.id == id })
 }
 
 func (c *conn) dropUploads(p *peer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.queue = slices.DeleteFunc(c.queue, func(u *upload) bool { return u.p == p })
+	ofP := func(u *upload) bool { return u.p == p }
+	c.queue, c.pushes = slices.DeleteFunc(c.queue, ofP), slices.DeleteFunc(c.pushes, ofP)
 }
 
 // nextUpload takes the next request to answer: one with priority, the latest
-// first, else the oldest.
-func (c *conn) nextUpload() *upload {
+// first, else a block to push, else the oldest.
+func (c *conn) nextUpload() (u *upload) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.queue) == 0 {
-		return nil
-	}
-	at := 0
-	if len(c.queue) > 1 {
-		for i := len(c.queue) - 1; i >= 0 && i >= len(c.queue)-maxQueued; i-- {
-			if c.queue[i].priority > 0 {
-				at = i
-				break
-			}
+	for i := len(c.queue) - 1; i > 0 && i >= len(c.queue)-maxQueued; i-- {
+		if c.queue[i].priority > 0 {
+			u = c.queue[i]
+			c.queue = slices.Delete(c.queue, i, i+1)
+			return u
 		}
 	}
-	u := c.queue[at]
-	if at == 0 {
-		c.queue[0] = nil
+	urgent := len(c.queue) > 0 && c.queue[0].priority > 0
+	switch {
+	case len(c.pushes) > 0 && !urgent:
+		u, c.pushes[0] = c.pushes[0], nil
+		c.pushes = c.pushes[1:]
+	case len(c.queue) > 0:
+		u, c.queue[0] = c.queue[0], nil
 		c.queue = c.queue[1:]
-	} else {
-		c.queue = slices.Delete(c.queue, at, at+1)
 	}
 	return u
 }
@@ -109,7 +107,7 @@ func (c *conn) nextUpload() *upload {
 func (c *conn) hasUploads() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.queue) > 0
+	return len(c.queue)+len(c.pushes) > 0
 }
 
 // answerNext answers one request, for which c.guess bytes were taken from the
