@@ -43,6 +43,7 @@ type peer struct {
 	told     syncMessage
 	toldOnce bool
 	canProve bool
+	pushed   uint64 // our length that was proven to it, though it has not said so yet
 	toldAll  uint64 // length at which it was told that we have all blocks
 
 	inFlight   map[uint64]*request // by id
@@ -163,6 +164,9 @@ func (f *feed) onSync(p *peer, m syncMessage) error {
 	}
 	if f.frozen || p.gone {
 		return nil
+	}
+	if m.fork != p.fork || m.length < p.length {
+		p.pushed = 0
 	}
 	if p.synced && m.fork == p.fork && m.length < p.length {
 		p.have.truncate(m.length)

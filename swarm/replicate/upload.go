@@ -138,6 +138,9 @@ func (u *upload) answer() (int, error) {
 		}
 		return 32, ch.Send(msgNoData, noDataMessage{id: u.id, reason: reason}.append(nil))
 	}
+	if proof.Upgrade != nil {
+		u.p.proved(proof)
+	}
 	size := 256
 	if proof.Block != nil {
 		size += len(proof.Block.Value)
@@ -184,6 +187,15 @@ func (u *upload) prove() (proof *merkle.Proof, reason uint64, err error) {
 	return nil, reasonNotAvailable, nil
 }
 
+// proved notes the length up to which p can verify blocks that are pushed.
+func (p *peer) proved(proof *merkle.Proof) {
+	p.f.mu.Lock()
+	defer p.f.mu.Unlock()
+	if proof.Fork == p.fork {
+		p.pushed = max(p.pushed, proof.Upgrade.Start+proof.Upgrade.Length)
+	}
+}
+
 // provePush builds a proof that the peer can use whatever it has of its tree;
 // nil if it could not use it.
 func (u *upload) provePush(quiet bool) *merkle.Proof {
@@ -193,7 +205,7 @@ func (u *upload) provePush(quiet bool) *merkle.Proof {
 	f.mu.Lock()
 	ok := !quiet && p.open && p.synced && p.allowPush && p.downloading && p.fork == tree.Fork &&
 		index < tree.Length && !p.have.has(index)
-	length := p.length
+	length := max(p.length, p.pushed)
 	f.mu.Unlock()
 	if !ok || !f.core.Has(index) {
 		return nil
@@ -209,7 +221,7 @@ func (u *upload) provePush(quiet bool) *merkle.Proof {
 		return nil
 	}
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	p.have.add(index, index+1)
-	f.mu.Unlock()
 	return proof
 }
