@@ -22,6 +22,9 @@ type SparseIndex struct {
 	Names  []string // sorted, each once: see SortCrates
 }
 
+// Count returns how many crates there are.
+func (x *SparseIndex) Count() int { return len(x.Names) }
+
 // SortCrates brings crate names into lower case, sorts them, and drops repeats;
 // those that are no names are returned as problems.
 func SortCrates(names []string) ([]string, []Problem) {

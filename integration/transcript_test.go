@@ -62,7 +62,7 @@ func readTranscripts(t *testing.T) map[string][]transcript {
 }
 
 var (
-	plurals    = regexp.MustCompile(`\b(artifact|peer|package|block)s\b`)
+	plurals    = regexp.MustCompile(`(\d) (artifact|peer|package|block|version)s?\b`)
 	keyPattern = regexp.MustCompile(`\b[ybndrfg8ejkmcpqxot1uwisza345h769]{52}\b`)
 	variable   = regexp.MustCompile(`127\.0\.0\.1:70\d\d|:70\d\d\b|\b\d+(\.\d+)?(ns|µs|ms|s|m\d+s)\b|\b\d+(\.\d+)? ?[kMG]?i?B\b|\d+`)
 )
@@ -72,7 +72,7 @@ var (
 func normal(line string) string {
 	line = strings.ReplaceAll(line, home, "~")
 	line = keyPattern.ReplaceAllString(line, "<key>")
-	line = plurals.ReplaceAllString(line, "$1")
+	line = plurals.ReplaceAllString(line, "$1 ${2}s")
 	return variable.ReplaceAllStringFunc(line, func(s string) string {
 		switch last := s[len(s)-1]; {
 		case strings.Contains(s, ":70"):

@@ -79,7 +79,7 @@ func (d *doctor) examine(ctx context.Context) {
 func (d *doctor) examineNode(ctx context.Context) {
 	st, err := askStatus(ctx, d.url)
 	if err != nil {
-		d.bad("node", "start it with pkgswarm serve, or name its address with --url", "none answers at %s", d.url)
+		d.bad("node", "start it with pkgswarm serve, or give another --url", "none answers at %s", d.url)
 		return
 	}
 	if st.Ready {
@@ -212,13 +212,13 @@ func (d *doctor) report(s *streams, asJSON bool) error {
 		case f.Note:
 			mark = "note"
 		}
-		fmt.Fprintf(s.out, "%-5s  %-8s  %s\n", mark, f.What, printable(f.Text))
+		fmt.Fprintf(s.out, "%-5s  %-8s  %s\n", mark, f.What, wrap(printable(f.Text), 17))
 		if f.Do != "" {
-			fmt.Fprintf(s.out, "%17s  -> %s\n", "", printable(f.Do))
+			fmt.Fprintf(s.out, "%17s-> %s\n", "", wrap(printable(f.Do), 20))
 		}
 	}
 	if wrong > 0 {
-		return &exitError{exitFailed, fmt.Errorf("%d things are wrong", wrong), ""}
+		return &exitError{exitFailed, errors.New(count(wrong, "thing is", "things are") + " wrong"), ""}
 	}
 	return nil
 }

@@ -165,6 +165,7 @@ func (j *importJob) startBar(src importer.Source) {
 	j.bar = progressbar.NewOptions64(total,
 		progressbar.OptionSetWriter(f),
 		progressbar.OptionSetDescription("import "+string(src.Ecosystem())),
+		progressbar.OptionSetWidth(20),
 		progressbar.OptionShowCount(),
 		progressbar.OptionShowIts(),
 		progressbar.OptionSetItsString("packages"),
@@ -218,8 +219,10 @@ func (j *importJob) summary() {
 		return
 	}
 	s := j.sum
-	fmt.Fprintf(j.s.out, "%d packages: %d changed, %d unchanged; %d versions, %s looked at; %d blocks signed, %d entries not signed; %v; registry key %s\n",
-		s.Packages, s.Changed, s.Unchanged, s.Versions, humanize.Bytes(uint64(s.Bytes)), s.Events, j.problems, s.Elapsed.Round(time.Millisecond), key)
+	fmt.Fprintf(j.s.out, "%s: %d changed, %d unchanged; %s, %s, in %v\n%s signed, %s not signed\nregistry key %s\n",
+		count(int(s.Packages), "package", "packages"), s.Changed, s.Unchanged,
+		count(int(s.Versions), "version", "versions"), humanize.Bytes(uint64(s.Bytes)), s.Elapsed.Round(time.Millisecond),
+		count(int(s.Events), "block", "blocks"), count(j.problems, "entry", "entries"), key)
 }
 
 // printable replaces what could move a terminal's cursor. SEC-52

@@ -58,7 +58,7 @@ func newKeyNewCommand(s *streams) *cobra.Command {
 			if err := catalog.SaveSeed(d.state, seed); err != nil {
 				return keyError(err)
 			}
-			fmt.Fprintf(s.err, "wrote %s: keep a backup of it (pkgswarm key backup FILE)\n", catalog.SeedPath(d.state))
+			fmt.Fprintf(s.err, "wrote %s\nkeep a backup of it: pkgswarm key backup FILE\n", catalog.SeedPath(d.state))
 			return printRegistryKey(s, seed, asJSON)
 		},
 	}

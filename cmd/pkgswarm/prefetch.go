@@ -103,7 +103,7 @@ func (p *prefetcher) run(ctx context.Context, url string) error {
 		return &exitError{exitPartly, fmt.Errorf("%d of %d packages could not be had", n, len(p.pkgs)), ""}
 	}
 	if !p.json {
-		fmt.Fprintf(p.s.out, "%d packages are here\n", len(p.pkgs))
+		fmt.Fprintf(p.s.out, "%s here\n", count(len(p.pkgs), "package is", "packages are"))
 	}
 	return nil
 }

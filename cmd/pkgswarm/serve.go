@@ -180,7 +180,7 @@ func openNode(c node.Config) (*node.Node, error) {
 		return nil, &exitError{exitInUse, err, "stop that process, or give this one another --data directory"}
 	}
 	if _, ok := errors.AsType[*node.AddrInUseError](err); ok {
-		return nil, &exitError{exitInUse, err, "another node may run already (pkgswarm status); else choose another address with --listen"}
+		return nil, &exitError{exitInUse, err, "pkgswarm status says whether a node runs there; or give another --listen"}
 	}
 	if e, ok := errors.AsType[*node.PermError](err); ok {
 		return nil, &exitError{exitFailed, err, fmt.Sprintf("chmod go= %s", e.Path)}

@@ -33,6 +33,7 @@ type setupStep struct {
 	File   string `json:"file,omitempty"`
 	Action string `json:"action"` // "changed", "unchanged", "would change", "skipped"
 	Detail string `json:"detail"`
+	Note   string `json:"note,omitempty"` // what to know about it
 }
 
 func newSetupCommand(s *streams) *cobra.Command {
@@ -63,6 +64,9 @@ as a service, or use 'pkgswarm run -- cargo build' instead.`,
 					continue
 				}
 				fmt.Fprintf(s.out, "%-6s %s: %s\n", step.Client, step.Action, step.Detail)
+				if step.Note != "" {
+					fmt.Fprintf(s.out, "%6s %s\n", "", step.Note)
+				}
 			}
 			return err
 		},
@@ -129,7 +133,7 @@ func setupCargo(_ context.Context, o setupOptions) (setupStep, error) {
 	if o.undo {
 		return step, undoFile(path, want)
 	}
-	step.Detail += " (while the node is not running, cargo fails: it has no second choice)"
+	step.Note = "while the node is not running, cargo fails: it has no second choice"
 	if existed {
 		if err := backup(path, old); err != nil {
 			return setupStep{}, err
@@ -194,6 +198,9 @@ func setupGo(ctx context.Context, o setupOptions) (setupStep, error) {
 	}
 	if err := backup(file, old); err != nil {
 		return setupStep{}, err
+	}
+	if !o.strict {
+		step.Note = "while the node is not running, go asks the next one of the list"
 	}
 	return step, goEnvSet(ctx, "-w", "GOPROXY="+want)
 }

@@ -12,13 +12,14 @@ func (n *Node) Banner() string {
 	var b strings.Builder
 	url := n.URL()
 	fmt.Fprintf(&b, "pkgswarm %s is ready at %s\n", n.c.Version, url)
-	fmt.Fprintf(&b, "  cargo   sparse+%s/cargo/  (pkgswarm setup writes it to cargo's configuration)\n", url)
+	fmt.Fprintf(&b, "  cargo   sparse+%s/cargo/\n", url)
 	for _, f := range n.fronts {
 		if strings.HasPrefix(f.prefix, "/registries/") {
 			fmt.Fprintf(&b, "          sparse+%s%s  (private)\n", url, f.prefix)
 		}
 	}
 	fmt.Fprintf(&b, "  go      export GOPROXY=%s/go\n", url)
+	fmt.Fprintf(&b, "          (pkgswarm setup tells both)\n")
 	fmt.Fprintf(&b, "  from    %s\n", n.upstreamLine())
 	st := n.artifacts.Stats()
 	limit := "no limit"
@@ -37,6 +38,14 @@ func (n *Node) upstreamLine() string {
 	return strings.Join(n.upstreams(), " ")
 }
 
+// shortList names the first few of a list.
+func shortList(list []string, most int) string {
+	if len(list) <= most {
+		return strings.Join(list, " ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(list[:most], " "), len(list)-most)
+}
+
 // peersLine says who the peers are, and whether the local network is searched.
 func (n *Node) peersLine() string {
 	var parts []string
@@ -44,7 +53,7 @@ func (n *Node) peersLine() string {
 		parts = append(parts, "listening on "+addr)
 	}
 	if len(n.c.Peers) > 0 {
-		parts = append(parts, "dialling "+strings.Join(n.c.Peers, " "))
+		parts = append(parts, "dialling "+shortList(n.c.Peers, 3))
 	}
 	if n.c.LAN {
 		parts = append(parts, "found on the local network (--no-lan stops that)")
@@ -55,5 +64,5 @@ func (n *Node) peersLine() string {
 	if len(parts) == 0 {
 		return "none"
 	}
-	return strings.Join(parts, "; ")
+	return strings.Join(parts, "\n          ")
 }
