@@ -3,6 +3,9 @@ package core
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -13,30 +16,17 @@ import (
 // read; closing the store and opening it again puts the rest right.
 var ErrFailed = errors.New("core: store has failed and must be opened again")
 
-// openDatabase opens Pebble. When a write fails while it does, Pebble tries again
-// for ever, or returns while goroutines of it still use what it has closed. So it
-// is left behind then, with whatever it does next waiting for ever.
-func (s *Store) openDatabase(dir string, o *pebble.Options) (*pebble.DB, error) {
-	type result struct {
-		db  *pebble.DB
-		err error
-	}
-	done := make(chan result, 1)
-	s.abandoned = make(chan struct{})
-	go func() {
-		db, err := pebble.Open(dir, o)
-		done <- result{db, err}
-	}()
-	select {
-	case r := <-done:
-		s.opened.Store(true)
-		if r.err == nil {
-			r.err = s.broken()
+// openDatabase opens Pebble.
+func (s *Store) openDatabase(dir string, o *pebble.Options) (db *pebble.DB, err error) {
+	db, err = pebble.Open(dir, o)
+	if broken := s.broken(); broken != nil {
+		if err == nil {
+			db.Close() // whatever it says: nothing of it has reached the disk
 		}
-		return r.db, r.err
-	case <-s.abandoned:
-		return nil, s.broken()
+		return nil, broken
 	}
+	s.opened.Store(true)
+	return db, err
 }
 
 // ErrNoSpace is matched by the errors of writes that would fill the disk. They
@@ -46,9 +36,7 @@ var ErrNoSpace = errors.New("core: no space left on the disk")
 // commit makes the changes of b, all or none; if durable, they survive a power
 // loss from then on, and with them all that was committed before.
 //
-// Batches enter the database one at a time: one that cannot be logged stays at
-// the head of Pebble's queue for ever, and those behind it would never return.
-// Waiting for the disk is done together.
+// Batches enter the database one at a time; waiting for the disk is done together.
 func (s *Store) commit(b *pebble.Batch, durable bool) error {
 	s.commitMu.Lock()
 	if err := s.writable(b.Len()); err != nil {
@@ -62,15 +50,13 @@ func (s *Store) commit(b *pebble.Batch, durable bool) error {
 	} else {
 		err = s.db.Apply(b, pebble.NoSync)
 	}
-	if err == nil && s.unlogged {
-		err = s.broken() // Pebble does not return it
-	}
+	s.wrote = true
 	s.commitMu.Unlock()
 	if err == nil && durable {
-		if err = b.SyncWait(); err != nil {
-			s.fail(fmt.Errorf("sync database log: %w", err))
-			err = s.broken()
-		}
+		err = b.SyncWait()
+	}
+	if err == nil {
+		err = s.broken() // Pebble does not hear of it; see databaseFS
 	}
 	return err
 }
@@ -141,12 +127,9 @@ func (l pebbleLog) Errorf(format string, args ...any) {
 	l.s.log.Error("database", "err", fmt.Sprintf(format, args...))
 }
 
-// Fatalf is called when the log or the list of files cannot be written, or a
+// Fatalf is called when the list of files cannot be written, or a
 // file is gone. Pebble then returns an error where it can, and reading goes on.
 func (l pebbleLog) Fatalf(format string, args ...any) {
-	if format == "pebble: fatal commit error: %v" {
-		l.s.unlogged = true // called by Apply, and so under commitMu
-	}
 	l.s.fail(fmt.Errorf("database: "+format, args...))
 }
 
@@ -154,19 +137,71 @@ func (l pebbleLog) Fatalf(format string, args ...any) {
 // with it, whoever reads the damaged place gets an error. It hears of failed
 // flushes, too, which Pebble tries again for ever.
 func (s *Store) listener() *pebble.EventListener {
+	var flush atomic.Pointer[error] // how the last one has ended
 	return &pebble.EventListener{
 		DataCorruption: func(info pebble.DataCorruptionInfo) {
 			s.log.Error("database is damaged", "path", info.Path, "err", info.Details)
 		},
-		BackgroundError: func(err error) {
-			if s.trouble.Swap(&err) == nil {
-				s.log.Error("database cannot write its tables", "err", err)
-			}
-		},
 		FlushEnd: func(info pebble.FlushInfo) {
-			if info.Err == nil {
+			if flush.Store(&info.Err); info.Err == nil {
 				s.trouble.Store(nil)
 			}
 		},
+		BackgroundError: func(err error) {
+			s.log.Error("database", "err", err)
+			if last := flush.Load(); last == nil || !errors.Is(err, *last) {
+				return // something that can be done later
+			}
+			s.trouble.Store(&err)
+			select {
+			case s.flushFailed <- struct{}{}:
+			default:
+			}
+		},
+	}
+}
+
+// flush turns what is in memory, and in the log, into tables, and reports whether
+// it has.
+func (s *Store) flush() bool {
+	select {
+	case <-s.flushFailed: // long ago
+	default:
+	}
+	s.commitMu.Lock()
+	can := s.wrote && s.full == nil && s.trouble.Load() == nil && s.broken() == nil
+	s.commitMu.Unlock()
+	if !can {
+		return false // the log has it
+	}
+	done, err := s.db.AsyncFlush()
+	if err != nil {
+		return false
+	}
+	select {
+	case <-done:
+		return true
+	case <-s.flushFailed:
+		return false
+	}
+}
+
+// removeLogs removes the logs but the newest, after all that is in them has gone
+// to tables. Pebble keeps some, to write over them later.
+func (s *Store) removeLogs() {
+	dir := s.fs.PathJoin(s.dir, "db")
+	names, err := s.fs.List(dir)
+	if err != nil {
+		return // the next opening will
+	}
+	slices.Sort(names) // numbers of six digits or more
+	var logs []string
+	for _, n := range names {
+		if strings.HasSuffix(n, ".log") {
+			logs = append(logs, n)
+		}
+	}
+	for _, n := range logs[:max(0, len(logs)-1)] {
+		s.fs.Remove(s.fs.PathJoin(dir, n))
 	}
 }

@@ -43,7 +43,10 @@
 // The keys of the database stand in schema.go. A core's tree is cut into pages of
 // 32 blocks (page.go) that hold the leaves; what lies above two known nodes is
 // computed. Up to 16 KiB of blocks that are appended together go to the database,
-// more of them to the current segment. A segment is synced before the commit that
+// more of them to the current segment. So a durable append of small blocks waits for
+// one sync, of the database's log, which is filled with zeros ahead of what is
+// written, so that the file system's journal has no part in it; closing the store
+// turns the log into tables. A segment is synced before the commit that
 // refers to it, if that is to be durable; otherwise the commit notes that the
 // page's data may not be, and the next opening looks. Segments of which nothing is
 // used are removed.

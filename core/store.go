@@ -90,7 +90,7 @@ type Store struct {
 	pages  *pageCache
 
 	commitMu  sync.Mutex // held while a batch enters the database; see commit
-	unlogged  bool       // a batch could not be logged
+	wrote     bool       // something was committed
 	unchecked int        // bytes written since free space was looked at
 	checked   time.Time  // when that was
 	full      error      // what was found
@@ -98,9 +98,9 @@ type Store struct {
 	failed  atomic.Pointer[error] // why nothing can be written any more
 	trouble atomic.Pointer[error] // why nothing can be written for now
 
-	opened    atomic.Bool   // the database is
-	abandoned chan struct{} // closed if it will never be
-	giveUp    sync.Once     // closes it
+	flushFailed chan struct{} // has one element after a flush has failed
+
+	opened atomic.Bool // the database is
 
 	primary [32]byte
 
@@ -134,7 +134,7 @@ func OpenStore(dir string, o Options) (*Store, error) {
 	s := &Store{
 		dir: dir, fs: fsys, lock: lock, noSync: o.NoSync,
 		log: cmp.Or(o.Logger, slog.New(slog.DiscardHandler)), pages: newPageCache(),
-		cores: map[DiscoveryKey]*Core{},
+		cores: map[DiscoveryKey]*Core{}, flushFailed: make(chan struct{}, 1),
 	}
 	if err := s.open(o); err != nil {
 		s.closeFiles()
@@ -170,8 +170,6 @@ func lockStore(fsys vfs.FS, dir string) (io.Closer, error) {
 func (s *Store) open(o Options) (err error) {
 	cache := pebble.NewCache(cmp.Or(o.CacheBytes, 8<<20))
 	defer cache.Unref()
-	// Pebble's own one would be gone if opening fails, with goroutines still
-	// using it.
 	s.files = pebble.NewFileCache(2, maxTables)
 	s.db, err = s.openDatabase(s.fs.PathJoin(s.dir, "db"), &pebble.Options{
 		FS:                 databaseFS{s.fs, s},
@@ -255,13 +253,21 @@ func (s *Store) Close() error {
 	for _, c := range open {
 		c.shut()
 	}
-	return errors.Join(s.Sync(), s.closeFiles())
+	err := s.Sync()
+	flushed := s.flush()
+	err = errors.Join(err, s.closeFiles())
+	if flushed && err == nil {
+		s.removeLogs()
+	}
+	return err
 }
 
 func (s *Store) closeFiles() error {
 	var errs []error
 	if s.db != nil {
 		errs = append(errs, s.db.Close())
+	}
+	if s.files != nil {
 		s.files.Unref()
 	}
 	if s.seg != nil {

@@ -16,6 +16,9 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/pkgswarm/pkgswarm/bee"
 	"github.com/pkgswarm/pkgswarm/core"
@@ -25,10 +28,12 @@ import (
 // rows is the table. entries is the size of the bee that is read.
 func rows(entries int) []row {
 	const perCPUs, perSecond = "per CPU second", "per second"
+	limit := new(syncs)
 	return []row{
 		{"A1", "append 64 B, one at a time", perCPUs, "6x, 10x", perCPU, params{"n": 2000}, appendOne(true), "appendOne", nil},
 		{"A2", "the same, durable (reference: not)", perSecond, "1x, 1.2x", perWall, params{"n": 2000}, appendOne(false), "appendOne", nil},
 		{"A2c", "the same, 100 at once", perSecond, "8x, 12x", perWall, params{"n": 2000}, appendConcurrently, "appendOne", nil},
+		{"A2l", "the same, beside one fdatasync alone", perSecond, "", perWall, params{"n": 1000}, limit.ours, "", limit.theirs},
 		{"A3", "append 1000 x 64 B", perCPUs, "4x, 6x", perCPU, params{"n": 40, "batch": 1000, "size": 64}, appendBatch, "appendBatch", nil},
 		{"A4", "append 16 x 64 KiB, blocks", perCPUs, "2x, 2.4x", perCPU, params{"n": 60, "batch": 16, "size": 65536}, appendBatch, "appendBatch", nil},
 		{"A5", "get 64 B at random", perCPUs, "4x, 6x", perCPU, params{"n": 10_000}, getRandom, "getRandom", nil},
@@ -105,6 +110,52 @@ func appendOne(nosync bool) func(*side, params) (result, error) {
 		})
 	}
 }
+
+// syncs compares durable appends with what none can be faster than: one sync of
+// as much data, which is written over what the file has already. Both are done in
+// turn, so that they meet the same load.
+type syncs struct{ alone result }
+
+func (l *syncs) ours(s *side, p params) (result, error) {
+	name := filepath.Join(s.dir, "sync")
+	f, err := vfs.Default.Create(name, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return result{}, err
+	}
+	defer vfs.Default.Remove(name)
+	defer f.Close()
+	const size = 1200 // what an append of 64 B takes in the log
+	n := p.int("n")
+	if _, err := f.Write(make([]byte, n*size)); err != nil {
+		return result{}, err
+	}
+	if err := f.Sync(); err != nil {
+		return result{}, err
+	}
+	return s.opened(false, func(c *core.Core) (result, error) {
+		ours, alone := result{Work: float64(n)}, result{Work: float64(n)}
+		small, data := block(64, 0), block(size, 0)
+		for i := range n {
+			start := time.Now()
+			if _, err := c.Append(small); err != nil {
+				return ours, err
+			}
+			between := time.Now()
+			if _, err := f.WriteAt(data, int64(i)*size); err != nil {
+				return ours, err
+			}
+			if err := f.SyncData(); err != nil {
+				return ours, err
+			}
+			ours.Wall += between.Sub(start).Seconds()
+			alone.Wall += time.Since(between).Seconds()
+		}
+		l.alone = alone
+		return ours, nil
+	})
+}
+
+func (l *syncs) theirs(*testenv.Node, params) (result, error) { return l.alone, nil }
 
 func appendConcurrently(s *side, p params) (result, error) {
 	return s.opened(false, func(c *core.Core) (result, error) {
@@ -206,7 +257,12 @@ func diskUse(dir string) (sum float64, err error) {
 
 func disk(_ *side, p params) (result, error) {
 	n := p.int("n")
-	sum, err := settled(func(s *core.Store) error {
+	dir, err := os.MkdirTemp("", "pkgswarm-bench-")
+	if err != nil {
+		return result{}, err
+	}
+	defer os.RemoveAll(dir)
+	sum, err := filled(dir, func(s *core.Store) error {
 		c, err := s.Named("disk")
 		if err != nil {
 			return err
@@ -226,23 +282,9 @@ func disk(_ *side, p params) (result, error) {
 	return result{Work: sum - float64(n*200)}, err
 }
 
-// settled fills a store and returns what it takes on disk once it was opened
-// again: the next start turns write-ahead logs, which are allocated ahead, into
-// tables.
-func settled(fill func(*core.Store) error) (float64, error) {
-	dir, err := os.MkdirTemp("", "pkgswarm-bench-")
-	if err != nil {
-		return 0, err
-	}
-	defer os.RemoveAll(dir)
-	return settle(dir, fill)
-}
-
-func settle(dir string, fill func(*core.Store) error) (float64, error) {
+// filled fills a store and returns what it takes on disk when it is closed.
+func filled(dir string, fill func(*core.Store) error) (float64, error) {
 	if err := within(dir, fill); err != nil {
-		return 0, err
-	}
-	if err := within(dir, func(*core.Store) error { return nil }); err != nil {
 		return 0, err
 	}
 	return diskUse(dir)
@@ -267,7 +309,7 @@ func openCores(_ *side, p params) (result, error) {
 		return result{}, err
 	}
 	defer os.RemoveAll(dir)
-	bytes, err := settle(dir, func(s *core.Store) error {
+	bytes, err := filled(dir, func(s *core.Store) error {
 		for i := range p.int("n") {
 			c, err := s.Named(fmt.Sprint("core ", i))
 			if err != nil {
