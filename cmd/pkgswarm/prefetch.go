@@ -3,14 +3,15 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 
 	"github.com/pkgswarm/pkgswarm/internal/node"
+	"github.com/pkgswarm/pkgswarm/registry"
 	"github.com/pkgswarm/pkgswarm/registry/lockfile"
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
@@ -40,12 +41,15 @@ Exit code 3 means that some packages could not be had; each is named.`,
 			if err != nil {
 				return &exitError{exitUsage, err, ""}
 			}
-			p := &prefetcher{s: s, json: asJSON, pkgs: pkgs}
+			p := &prefetcher{s: s, json: asJSON, name: "prefetch", pkgs: pkgs}
 			if url != "" {
-				return p.run(cmd.Context(), url)
+				return p.prefetch(cmd.Context(), url)
 			}
 			c, err := f.config(s)
 			if err != nil {
+				return err
+			}
+			if c.Policy, err = readPolicy(cmd); err != nil {
 				return err
 			}
 			c.Listen = "127.0.0.1:0"
@@ -53,7 +57,7 @@ Exit code 3 means that some packages could not be had; each is named.`,
 				if !asJSON {
 					defer summarize(s, n)
 				}
-				return p.run(ctx, n.URL())
+				return p.prefetch(ctx, n.URL())
 			})
 		},
 	}
@@ -63,29 +67,34 @@ Exit code 3 means that some packages could not be had; each is named.`,
 	return cmd
 }
 
-// A prefetcher fetches packages through a node.
+// A prefetcher does something for each of many packages, tells of each that fails,
+// and goes on.
 type prefetcher struct {
 	s    *streams
 	json bool
+	name string // of the command, on its progress bar
 	pkgs []lockfile.Package
+	do   func(ctx context.Context, pkg lockfile.Package) error
 
 	mu     sync.Mutex // guards output
 	failed atomic.Int64
 }
 
-func (p *prefetcher) run(ctx context.Context, url string) error {
+// run returns an error that says how many have failed, if any.
+func (p *prefetcher) run(ctx context.Context) error {
 	var bar *progressbar.ProgressBar
 	if !p.json && isTerminal(p.s.err) {
-		bar = progressbar.NewOptions(len(p.pkgs), progressbar.OptionSetWriter(p.s.err), progressbar.OptionSetDescription("prefetch"),
+		bar = progressbar.NewOptions(len(p.pkgs), progressbar.OptionSetWriter(p.s.err), progressbar.OptionSetDescription(p.name),
 			progressbar.OptionShowCount(), progressbar.OptionClearOnFinish(), progressbar.OptionSetPredictTime(true))
 	}
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: prefetchWorkers}}
-	defer client.CloseIdleConnections()
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(prefetchWorkers)
 	for _, pkg := range p.pkgs {
 		g.Go(func() error {
-			err := p.fetch(ctx, client, url, pkg)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			err := p.do(ctx, pkg)
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -102,9 +111,6 @@ func (p *prefetcher) run(ctx context.Context, url string) error {
 	if n := p.failed.Load(); n > 0 {
 		return &exitError{exitPartly, fmt.Errorf("%d of %d packages could not be had", n, len(p.pkgs)), ""}
 	}
-	if !p.json {
-		fmt.Fprintf(p.s.out, "%s here\n", count(len(p.pkgs), "package is", "packages are"))
-	}
 	return nil
 }
 
@@ -119,7 +125,7 @@ func (p *prefetcher) report(pkg lockfile.Package, err error) {
 	}{pkg.Ecosystem, pkg.Name, pkg.Version, ""}
 	if err != nil {
 		p.failed.Add(1)
-		line.Err = err.Error()
+		line.Err = strings.TrimSpace(err.Error())
 		if !p.json {
 			fmt.Fprintf(p.s.err, "%s %s@%s: %s\n", pkg.Ecosystem, printable(pkg.Name), printable(pkg.Version), printable(line.Err))
 		}
@@ -129,24 +135,37 @@ func (p *prefetcher) report(pkg lockfile.Package, err error) {
 	}
 }
 
-// fetch gets what a build would ask for.
-func (p *prefetcher) fetch(ctx context.Context, client *http.Client, url string, pkg lockfile.Package) error {
-	paths, err := buildPaths(pkg)
-	if err != nil {
-		return err
-	}
-	for _, path := range paths {
-		if err := get(ctx, client, url+path); err != nil {
+// prefetch has the node at url fetch all packages.
+func (p *prefetcher) prefetch(ctx context.Context, url string) error {
+	f := newFetcher(url)
+	defer f.close()
+	p.do = func(ctx context.Context, pkg lockfile.Package) error {
+		paths, err := buildPaths(pkg)
+		if err != nil {
 			return err
 		}
+		for _, path := range paths { // what can be had is had, whatever else fails
+			if getErr := f.get(ctx, path, io.Discard); err == nil {
+				err = getErr
+			}
+		}
+		return err
 	}
-	return nil
+	err := p.run(ctx)
+	if err == nil && !p.json {
+		_, err = fmt.Fprintf(p.s.out, "%s here\n", count(len(p.pkgs), "package is", "packages are"))
+	}
+	return err
 }
 
-// buildPaths returns the paths of a package's files at a node.
+// buildPaths returns the paths at a node of the files that a build asks for.
 func buildPaths(pkg lockfile.Package) ([]string, error) {
 	if pkg.Ecosystem == lockfile.Cargo {
-		return []string{"/cargo/dl/" + pkg.Name + "/" + pkg.Version + "/download"}, nil
+		name, err := registry.ParseCrate(pkg.Name)
+		if err == nil {
+			err = registry.CheckCrateVersion(pkg.Version)
+		}
+		return []string{"/cargo/" + name.IndexPath(), "/cargo/dl/" + string(name) + "/" + pkg.Version + "/download"}, err
 	}
 	path, err := module.EscapePath(pkg.Name)
 	if err != nil {
@@ -164,21 +183,44 @@ func buildPaths(pkg lockfile.Package) ([]string, error) {
 	return paths, nil
 }
 
-// get reads an answer to its end.
-func get(ctx context.Context, client *http.Client, url string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+// A fetcher reads files from a node.
+type fetcher struct {
+	url    string
+	client *http.Client
+}
+
+func newFetcher(url string) *fetcher {
+	// The node is ours: no proxy stands between.
+	return &fetcher{strings.TrimRight(url, "/"), &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: prefetchWorkers}}}
+}
+
+func (f *fetcher) close() { f.client.CloseIdleConnections() }
+
+// get copies the file at path to w.
+func (f *fetcher) get(ctx context.Context, path string, w io.Writer) error {
+	body, err := f.open(ctx, path)
 	if err != nil {
 		return err
 	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		b, _ := io.ReadAll(io.LimitReader(resp.Body, 1024))
-		return errors.New(string(b))
-	}
-	_, err = io.Copy(io.Discard, resp.Body)
+	defer body.Close()
+	_, err = io.Copy(w, body)
 	return err
+}
+
+// open opens the file at path. The error is a *statusError if the node has none.
+func (f *fetcher) open(ctx context.Context, path string) (io.ReadCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, f.url+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := f.client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		defer resp.Body.Close()
+		b, _ := io.ReadAll(io.LimitReader(resp.Body, 1024))
+		return nil, &statusError{resp.StatusCode, strings.TrimSpace(string(b))}
+	}
+	return resp.Body, nil
 }

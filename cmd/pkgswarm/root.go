@@ -74,8 +74,6 @@ func newRoot(s *streams) *cobra.Command {
 		Short:         "A peer-to-peer mirror of crates.io and of the Go module ecosystem",
 		SilenceUsage:  true,
 		SilenceErrors: true,
-
-		SuggestionsMinimumDistance: 2,
 	}
 	root.SetIn(s.in)
 	root.SetOut(s.out)
@@ -105,6 +103,7 @@ func newRoot(s *streams) *cobra.Command {
 // exitUsage; those that only group others show their help.
 func checkUsage(cmd *cobra.Command) {
 	if cmd.HasSubCommands() && !cmd.Runnable() {
+		cmd.SuggestionsMinimumDistance = 2
 		cmd.Args = cobra.ArbitraryArgs
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -161,6 +160,7 @@ func isSetting(cmd *cobra.Command, name string) bool {
 // commands makes the subcommands, each in a file of its own.
 var commands = []func(*streams) *cobra.Command{
 	newBeeCommand,
+	newBundleCommand,
 	newConfigCommand,
 	newCoreCommand,
 	newServeCommand,

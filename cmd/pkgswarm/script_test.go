@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/pkgswarm/pkgswarm/internal/testenv"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -24,12 +27,27 @@ func TestMain(m *testing.M) {
 
 // TestScripts runs the real main on the scripts in testdata, each in a directory
 // and a home of its own.
-func TestScripts(t *testing.T) {
-	upstreams := startUpstreams(t)
+func TestScripts(t *testing.T) { runScripts(t, "testdata") }
+
+// TestRealClients runs the scripts that need cargo and go.
+func TestRealClients(t *testing.T) {
+	testenv.Need(t, "cargo")
+	testenv.Need(t, "go")
+	runScripts(t, "testdata/real")
+}
+
+func runScripts(t *testing.T, dir string) {
+	upstreams, grow := startUpstreams(t)
+	rustup := os.Getenv("RUSTUP_HOME")
+	if home, err := os.UserHomeDir(); rustup == "" && err == nil {
+		rustup = filepath.Join(home, ".rustup") // where cargo may be rustup's
+	}
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata",
+		Dir: dir,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"capture":  capture,
 			"exits":    exits,
+			"grow":     grow,
 			"key":      key,
 			"waitfor":  waitFor,
 			"waitnode": waitNode,
@@ -41,6 +59,7 @@ func TestScripts(t *testing.T) {
 			home := env.WorkDir + "/home"
 			env.Vars = append(env.Vars, upstreams...)
 			env.Setenv("HOME", home)
+			env.Setenv("RUSTUP_HOME", rustup)
 			env.Setenv("XDG_CONFIG_HOME", home+"/.config")
 			env.Setenv("XDG_CACHE_HOME", home+"/.cache")
 			env.Setenv("XDG_STATE_HOME", home+"/.local/state")
@@ -67,6 +86,16 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if fmt.Sprint(code) != args[0] {
 		ts.Fatalf("exit code %d, want %s", code, args[0])
 	}
+}
+
+// capture FILE REGEXP NAME sets an environment variable to what the first group of the
+// expression matches.
+func capture(ts *testscript.TestScript, _ bool, args []string) {
+	m := regexp.MustCompile(args[1]).FindStringSubmatch(ts.ReadFile(args[0]))
+	if m == nil {
+		ts.Fatalf("%s does not match %s", args[0], args[1])
+	}
+	ts.Setenv(args[2], m[1])
 }
 
 // key FILE NAME sets an environment variable to the key of a JSON object.

@@ -8,12 +8,14 @@ import (
 
 	"github.com/pkgswarm/pkgswarm/internal/cargoupstream"
 	"github.com/pkgswarm/pkgswarm/internal/goupstream"
+	"github.com/rogpeppe/go-internal/testscript"
 )
 
 // startUpstreams starts registries for the scripts: the crates foo, which needs
 // bar, and the modules a.test/foo, which needs a.test/bar. It returns the variables
-// by which pkgswarm finds them.
-func startUpstreams(t *testing.T) []string {
+// by which pkgswarm finds them, and a command that adds records to the checksum
+// database: grow NAME.
+func startUpstreams(t *testing.T) (env []string, grow func(*testscript.TestScript, bool, []string)) {
 	cargo, golang := cargoupstream.New(t), goupstream.New(t)
 	cargo.Add(t, "bar", "1.0.0", makeCrate(t, "bar", "1.0.0", "", "pub fn bar() -> u8 { 1 }\n"))
 	cargo.Add(t, "bar", "1.1.0", makeCrate(t, "bar", "1.1.0", "", "pub fn bar() -> u8 { 2 }\n"))
@@ -24,13 +26,14 @@ func startUpstreams(t *testing.T) []string {
 		"go.mod": "module a.test/foo\n\ngo 1.24\n\nrequire a.test/bar v1.0.0\n",
 		"foo.go": "package foo\n\nimport \"a.test/bar\"\n\nconst Foo = bar.Bar\n",
 	})
+	golang.Add(t, "a.test/late", "v1.0.0", map[string]string{"go.mod": "module a.test/late\n", "late.go": "package late\n"})
 	golang.Grow(t, "many", 300) // more than one tile
 	return []string{
 		"PKGSWARM_CARGO_UPSTREAM=" + cargo.Index(),
 		"PKGSWARM_GO_UPSTREAM=" + golang.URL,
 		"PKGSWARM_SUMDB=" + golang.Key + " " + golang.URL + "/sumdb/" + goupstream.DBName,
 		"SUMKEY=" + golang.Key,
-	}
+	}, func(_ *testscript.TestScript, _ bool, args []string) { golang.Grow(t, args[0], 700) }
 }
 
 // makeCrate returns a .crate as cargo package makes it.

@@ -10,7 +10,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -175,7 +174,7 @@ func source(f *node.WhyFile) string {
 	}
 	switch f.Source {
 	case artifact.FromPeers:
-		return "from " + plural(len(f.From), "peer") + at
+		return "from " + count(len(f.From), "peer", "peers") + at
 	case artifact.FromUpstream:
 		return "from the upstream" + at
 	case artifact.FromImport:
@@ -190,14 +189,17 @@ func (r *report) index(i *node.WhyIndex) {
 	if i == nil {
 		return
 	}
-	how := "over TLS"
-	if !i.TLS {
-		how = "without TLS"
+	how := "asked over TLS"
+	switch {
+	case i.Via != "":
+		how = "as " + i.Via + " has it, asked"
+	case !i.TLS:
+		how = "asked without TLS"
 	}
 	r.line("index", "the line of this version has the cksum")
 	r.line("", "%s", i.Cksum)
 	r.line("", "%s", i.URL)
-	r.line("", "asked %s, %s: no more is claimed", how, stamp(i.Asked))
+	r.line("", "%s, %s: no more is claimed", how, stamp(i.Asked))
 }
 
 func (r *report) sums(s *node.WhySums) {
@@ -205,7 +207,7 @@ func (r *report) sums(s *node.WhySums) {
 		return
 	}
 	r.line("sumdb", "record %d of %s has this h1", s.Record, s.Database)
-	r.line("", "it is in the tree of %d records, by %s (checked now)", s.TreeSize, plural(s.Hashes, "hash"))
+	r.line("", "it is in the tree of %d records, by %s (checked now)", s.TreeSize, count(s.Hashes, "hash", "hashes"))
 	r.line("", "root %s", s.TreeHash)
 }
 
@@ -233,16 +235,4 @@ func stamp(t time.Time) string {
 		return "never"
 	}
 	return t.UTC().Format("2006-01-02 15:04:05 UTC")
-}
-
-// plural returns n and what, in the plural unless n is 1.
-func plural(n int, what string) string {
-	switch {
-	case n == 1:
-	case strings.HasSuffix(what, "sh"):
-		what += "es"
-	default:
-		what += "s"
-	}
-	return fmt.Sprintf("%d %s", n, what)
 }

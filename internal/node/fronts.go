@@ -119,7 +119,11 @@ func (n *Node) mirrorCargo(c crates.Config, s cargoSource, public bool, dir, pre
 	}
 	c.Index, c.Token, c.Fetcher, c.Cache, c.TTL, c.Logger = s.index, s.token, n.fetcher, cache, n.c.IndexTTL, n.log
 	c.Rules, c.DryRun = n.c.Policy.Cargo, n.c.Policy.DryRun
-	if !n.c.Offline {
+	switch {
+	case n.c.Source != nil && !c.Unshared:
+		c.Upstream, c.Unvouched = n.c.Source, !n.c.Source.Vouched()
+		c.Index, c.DL, c.NoAhead = SourceURL+"cargo/", SourceURL+"cargo/dl/{crate}/{version}", true
+	case !n.c.Offline:
 		uc := upstream.Config{Origins: []string{s.index}, Scopes: append(s.scopes, n.netrc()...)}
 		if public {
 			uc.Origins, uc.PublicOrigins = nil, uc.Origins

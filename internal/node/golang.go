@@ -41,7 +41,12 @@ func (n *Node) openGo() error {
 		mc.TTL = min(mc.TTL, ttl)
 	}
 	sc := sumdb.Config{Key: s.sumKey, URL: s.sumURL, Proxies: s.proxies.Proxies(), StateDir: n.c.State, Cache: cache, Logger: n.log}
-	if !n.c.Offline {
+	switch {
+	case n.c.Source != nil:
+		mc.Upstream, mc.Unvouched, sc.Upstream = n.c.Source, !n.c.Source.Vouched(), n.c.Source
+		mc.Proxies = modules.List{{URL: SourceURL + "go"}}
+		sc.URL = SourceURL + "sumdb"
+	case !n.c.Offline:
 		client, err := n.newUpstream(s.origins(n))
 		if err != nil {
 			return err
@@ -53,6 +58,7 @@ func (n *Node) openGo() error {
 		return err
 	}
 	hc := goproxy.Config{Logger: n.log}
+	n.sumKey = s.sumKey
 	if s.sumKey != "" {
 		db, err := sumdb.Open(sc)
 		if err != nil {

@@ -80,6 +80,8 @@ type Config struct {
 	GoPrivate     []string      // where private modules come from: [PATTERN=]URL, or direct
 	IndexTTL      time.Duration // until an index answer is revalidated; 0: 10 minutes
 	Offline       bool          // never ask an upstream
+	// Source stands in for all public upstreams, offline or not; nil: none does.
+	Source Source `json:"-"`
 
 	Policy policy.Config // which versions are handed out
 
@@ -131,6 +133,7 @@ type Node struct {
 	loops     loops
 
 	upstreamNames []string
+	sumKey        string
 	token         string   // for changes over HTTP
 	public        *url.URL // Config.PublicURL; nil without
 

@@ -14,6 +14,8 @@ type Status struct {
 	Ready      bool             `json:"ready"`
 	Offline    bool             `json:"offline"`
 	Upstreams  []string         `json:"upstreams"`
+	SumTree    int64            `json:"sumdb_tree,omitempty"` // records of its newest tree known
+	SumDB      string           `json:"sumdb,omitempty"`      // verifier key of the checksum database; empty: none
 	Registries []RegistryStatus `json:"registries"`
 	Swarm      SwarmStatus      `json:"swarm"`
 	Store      StoreStatus      `json:"store"`
@@ -55,13 +57,19 @@ func (n *Node) Status() Status {
 	if err != nil {
 		dir = n.c.Data
 	}
+	var tree int64
+	if n.sums != nil {
+		tree = n.sums.TreeSize()
+	}
 	return Status{
+		SumTree:    tree,
 		Version:    n.c.Version,
 		Started:    n.started.UTC().Truncate(time.Second),
 		Listen:     n.Addr().String(),
 		Ready:      !n.stopping.Load() && n.loops.broken() == "",
 		Offline:    n.c.Offline,
 		Upstreams:  n.upstreams(),
+		SumDB:      n.sumKey,
 		Registries: n.registryStatus(),
 		Swarm:      n.swarmStatus(),
 		Store: StoreStatus{

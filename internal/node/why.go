@@ -63,6 +63,7 @@ type WhyIndex struct {
 	URL   string    `json:"url"`
 	TLS   bool      `json:"tls"`
 	Asked time.Time `json:"asked,omitzero"` // when the upstream last confirmed it
+	Via   string    `json:"via,omitempty"`  // what brought it in place of the upstream
 	Cksum string    `json:"cksum"`
 	Line  string    `json:"line"`
 }
@@ -155,7 +156,7 @@ func (n *Node) whyCrate(ctx context.Context, name, version string) (*Why, error)
 	p, err := n.crates.Provenance(crate, version)
 	if err == nil && len(p.Lines) > 0 {
 		if l := p.Lines[len(p.Lines)-1]; p.Index != "" {
-			y.Index = &WhyIndex{URL: p.Index, TLS: strings.HasPrefix(p.Index, "https:"), Asked: p.Asked.UTC(),
+			y.Index = &WhyIndex{URL: p.Index, TLS: strings.HasPrefix(p.Index, "https:"), Asked: p.Asked.UTC(), Via: p.Via,
 				Cksum: fmt.Sprintf("%x", l.Cksum), Line: string(l.Raw)}
 		}
 		for _, l := range p.Lines {

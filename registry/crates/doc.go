@@ -30,7 +30,8 @@
 //
 // The cache holds an entry "index <name>" for each file: version 1 (byte), when
 // it was last known to be current (uint, Unix seconds), the upstream's ETag and
-// Last-Modified (strings), and the file. "config" is the upstream's config.json
+// Last-Modified (strings), and the file. Version 2 has before the time what brought
+// the file in place of the upstream (string). "config" is the upstream's config.json
 // in the same form.
 package crates
 
@@ -79,6 +80,10 @@ var ErrNoVersion = fmt.Errorf("%w: no such version", upstream.ErrNotFound)
 // ErrPrivate says that a name is not to be asked of this registry.
 var ErrPrivate = errors.New("private name")
 
+// ErrUnvouched says that an index file is as good as the word of who gave it, and
+// that this is not to be taken.
+var ErrUnvouched = errors.New("nothing proves an index file but who gave it")
+
 // An Upstream asks the upstream registry; an [upstream.Client] is one.
 type Upstream interface {
 	Get(ctx context.Context, r upstream.Request) (*upstream.Answer, error)
@@ -115,11 +120,15 @@ type Config struct {
 	Private string
 
 	Upstream Upstream // nil: offline
-	Signed   Signed   // asked before the upstream; nil: nobody
-	Fetcher  Fetcher
-	Cache    *filecache.Cache
-	TTL      time.Duration // 0: DefaultTTL
-	NoAhead  bool          // do not fetch ahead
+	// Unvouched says that the upstream's word proves nothing: its index files are
+	// refused. DL is then, as elsewhere, where its .crate files are, if not empty.
+	Unvouched bool
+	DL        string
+	Signed    Signed // asked before the upstream; nil: nobody
+	Fetcher   Fetcher
+	Cache     *filecache.Cache
+	TTL       time.Duration // 0: DefaultTTL
+	NoAhead   bool          // do not fetch ahead
 	// Rules say which versions are handed out; with DryRun what they would refuse is
 	// logged only. A refusal is a [policy.Refusal].
 	Rules  policy.Rules
@@ -158,7 +167,8 @@ type File struct {
 	Stale bool   // the upstream could not be asked whether it is current
 	Lines []registry.CargoLine
 
-	signed     bool // by an operator, not had from the upstream
+	signed     bool   // by an operator, not had from the upstream
+	via        string // what brought it in place of the upstream; see [upstream.Via]
 	validators upstream.Validators
 	checked    time.Time
 	cost       int // bytes in memory: see memoryCost
@@ -181,7 +191,7 @@ func (f *File) renewed(v upstream.Validators) *File {
 	if v == (upstream.Validators{}) {
 		v = f.validators
 	}
-	return &File{Body: f.Body, ETag: f.ETag, Lines: f.Lines, validators: v, checked: time.Now(), cost: f.cost}
+	return &File{Body: f.Body, ETag: f.ETag, Lines: f.Lines, validators: v, checked: time.Now(), cost: f.cost} // via the upstream now
 }
 
 // fresh reports whether f was current less than ttl ago. A clock that was set
@@ -193,6 +203,9 @@ func (f *File) fresh(ttl time.Duration) bool {
 
 func (f *File) encode() []byte {
 	b := []byte{1}
+	if f.via != "" {
+		b = compact.AppendString([]byte{2}, f.via)
+	}
 	b = compact.AppendUint(b, uint64(max(0, f.checked.Unix())))
 	b = compact.AppendString(b, f.validators.ETag)
 	b = compact.AppendString(b, f.validators.LastModified)
@@ -201,17 +214,21 @@ func (f *File) encode() []byte {
 
 func decodeFile(name registry.CrateName, b []byte) (*File, error) {
 	d := compact.NewDecoder(b)
-	version, checked := d.Byte(), d.Uint()
+	version, via := d.Byte(), ""
+	if version == 2 {
+		via = d.String()
+	}
+	checked := d.Uint()
 	v := upstream.Validators{ETag: d.String(), LastModified: d.String()}
 	body := d.Rest()
-	if d.Err() != nil || version != 1 {
+	if d.Err() != nil || version != 1 && version != 2 {
 		return nil, fmt.Errorf("cached index file of %s: version %d, %w", name, version, d.Err())
 	}
 	f, err := newFile(name, body)
 	if err != nil {
 		return nil, err
 	}
-	f.validators, f.checked = v, time.Unix(int64(checked), 0)
+	f.validators, f.checked, f.via = v, time.Unix(int64(checked), 0), via
 	return f, nil
 }
 
@@ -368,7 +385,7 @@ func (s *Crates) renew(ctx context.Context, name registry.CrateName) (*File, err
 // Expire makes the next request for a crate's index file ask for it again.
 func (s *Crates) Expire(name registry.CrateName) {
 	if f, ok := s.memory.peek(name); ok {
-		s.memory.put(name, &File{Body: f.Body, ETag: f.ETag, Lines: f.Lines, validators: f.validators, cost: f.cost})
+		s.memory.put(name, &File{Body: f.Body, ETag: f.ETag, Lines: f.Lines, validators: f.validators, via: f.via, cost: f.cost})
 	}
 }
 
@@ -383,6 +400,9 @@ func (e answered) Unwrap() []error { return []error{e.error, errAnswered} }
 func (s *Crates) ask(ctx context.Context, name registry.CrateName, old *File) (*File, error) {
 	if s.c.Upstream == nil {
 		return nil, fmt.Errorf("index file of %s: %w", name, fetch.ErrUnavailable)
+	}
+	if s.c.Unvouched {
+		return nil, &upstream.Error{URL: s.index + name.IndexPath(), Class: upstream.ErrRefused, Err: ErrUnvouched}
 	}
 	r := upstream.Request{URL: s.index + name.IndexPath(), Kind: upstream.IndexFile}
 	if old != nil {
@@ -403,6 +423,12 @@ func (s *Crates) ask(ctx context.Context, name registry.CrateName, old *File) (*
 		return nil, fmt.Errorf("%w: %w", upstream.ErrBadAnswer, err)
 	}
 	f.validators, f.checked = a.Validators, time.Now()
+	if f.via = a.Via.Name; f.via != "" {
+		f.checked = a.Via.Time
+		if old != nil && !old.checked.Before(f.checked) {
+			return old, nil // what is here is newer
+		}
+	}
 	return f, nil
 }
 

@@ -99,11 +99,14 @@ func (s *Crates) download(ctx context.Context, lines []registry.CargoLine) (*fet
 	if err != nil {
 		return nil, err
 	}
-	return &fetch.Download{ReadCloser: st, Size: st.Size, URL: from}, nil
+	return fetch.NewDownload(st, from), nil
 }
 
 // dl returns the download template of the upstream's config.json.
 func (s *Crates) dl(ctx context.Context) (string, error) {
+	if s.c.DL != "" {
+		return s.c.DL, nil
+	}
 	return shared(ctx, s, "config", func(ctx context.Context) (string, error) {
 		var old *upstream.Answer
 		var checked time.Time

@@ -10,6 +10,7 @@ import (
 type Provenance struct {
 	Lines []registry.CargoLine // of the version; more than one for some old crates
 	Index string               // URL of the upstream's index file; empty if they came from a catalog
+	Via   string               // what brought them in place of the upstream; empty: nothing
 	Asked time.Time            // when the index last said so; zero if it never did here
 }
 
@@ -25,7 +26,7 @@ func (s *Crates) Provenance(name registry.CrateName, version string) (Provenance
 	if f.signed {
 		p.Index = ""
 	} else {
-		p.Asked = f.checked
+		p.Asked, p.Via = f.checked, f.via
 	}
 	return p, nil
 }

@@ -34,6 +34,7 @@ import (
 	"time"
 
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
+	"github.com/pkgswarm/pkgswarm/registry/upstream"
 )
 
 // Limits and waits. Times are from the last sign of life unless said otherwise.
@@ -105,8 +106,19 @@ type Artifact struct {
 // end, when the file is cut short.
 type Download struct {
 	io.ReadCloser
-	Size int64  // in bytes; -1 if the upstream did not say
-	URL  string // of the file, for the record
+	Size int64 // in bytes; -1 if the upstream did not say
+
+	// For the record: the way by which it comes, artifact.FromUpstream if empty, and
+	// its URL, or the name of what brings it.
+	Source, From string
+}
+
+// NewDownload returns the file that s, the upstream's answer for url, is.
+func NewDownload(s *upstream.Stream, url string) *Download {
+	if s.Via.Name != "" {
+		return &Download{ReadCloser: s, Size: s.Size, Source: artifact.FromBundle, From: s.Via.Name}
+	}
+	return &Download{ReadCloser: s, Size: s.Size, Source: artifact.FromUpstream, From: url}
 }
 
 // A File is a complete file of a Store.

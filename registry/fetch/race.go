@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -342,7 +343,7 @@ func (fl *flight) tryUpstream(ctx context.Context) (s *spool, d artifact.Digest,
 	if d, err = fl.verify(ctx, s.w); err != nil {
 		return nil, d, true, err
 	}
-	s.w.SetOrigin(artifact.FromUpstream, body.URL)
+	s.w.SetOrigin(cmp.Or(body.Source, artifact.FromUpstream), body.From)
 	fl.update(func() { s.verified = true })
 	return s, d, true, nil
 }

@@ -94,7 +94,7 @@ func (r *route) openZip(ctx context.Context, name string) (*fetch.Download, erro
 		if err != nil {
 			return err
 		}
-		d = &fetch.Download{ReadCloser: s, Size: s.Size, URL: url}
+		d = fetch.NewDownload(s, url)
 		return nil
 	})
 	return d, err

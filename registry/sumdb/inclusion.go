@@ -34,6 +34,29 @@ func (db *DB) Inclusion(ctx context.Context, m module.Version) (Inclusion, error
 	return Inclusion{Record: r, Tree: tree, Proof: proof}, nil
 }
 
+// Show proves that the first n records of the kept tree are one history with it, and
+// so has all tiles at hand that show this. It returns the size of the kept tree.
+func (db *DB) Show(ctx context.Context, n int64) (int64, error) {
+	tree, _ := db.head.load()
+	if n > tree.N {
+		return tree.N, fmt.Errorf("the newest tree known has %d records, not %d", tree.N, n)
+	}
+	err := db.proving(ctx, func(r tlog.TileReader) error {
+		_, err := tlog.TreeHash(n, tlog.TileHashReader(tree, r))
+		return err
+	})
+	if err != nil {
+		return tree.N, fmt.Errorf("tree %d in tree %d: %w", n, tree.N, err)
+	}
+	return tree.N, nil
+}
+
+// TreeSize returns the number of records of the newest tree that was verified.
+func (db *DB) TreeSize() int64 {
+	tree, _ := db.head.load()
+	return tree.N
+}
+
 // heldRecord returns the record of a version from memory or disk, unproven.
 func (db *DB) heldRecord(m module.Version) (Record, error) {
 	if r, ok := db.Held(m); ok {

@@ -123,6 +123,15 @@ func Open(c Config) (*DB, error) {
 	}, nil
 }
 
+// NameOf returns the name in a database's verifier key.
+func NameOf(key string) (string, error) {
+	v, err := note.NewVerifier(key)
+	if err != nil {
+		return "", fmt.Errorf("checksum database key: %w", err)
+	}
+	return v.Name(), nil
+}
+
 // stateName makes a database's name one path element.
 func stateName(name string) string { return strings.ReplaceAll(name, "/", "!") }
 

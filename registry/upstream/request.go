@@ -47,6 +47,7 @@ type Answer struct {
 	Validators  Validators
 	// MaxAge is how long the upstream allows to keep the answer; 0 if it does not say.
 	MaxAge time.Duration
+	Via    Via
 }
 
 // A Stream is a file on its way. Its reader fails, and does not end, when the
@@ -57,6 +58,14 @@ type Stream struct {
 	NotModified bool  // as in Answer; the reader is empty
 	Validators  Validators
 	MaxAge      time.Duration
+	Via         Via
+}
+
+// A Via says what brought an answer in place of the upstream itself. The zero Via
+// is the upstream.
+type Via struct {
+	Name string    // for people, such as "bundle 3f9a…"; empty: the upstream
+	Time time.Time // when the upstream gave it; zero if that is not known
 }
 
 // Get returns the file that r asks for. It repeats the request while that may
