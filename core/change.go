@@ -413,7 +413,7 @@ func (ch *change) apply() {
 			c.setHave(k.number, p.data)
 		}
 	}
-	c.head = ch.head
+	c.head, c.known = ch.head, !ch.deleted
 	for n, d := range ch.segs {
 		if s.seg.addLive(n, d) {
 			if err := s.removeSegment(n); err != nil {

@@ -80,6 +80,7 @@ type Core struct {
 	rec   record
 	pairs []KeyPair
 	head  head
+	known bool              // the database has a head; where it has none, it has no pages either
 	have  map[uint64]uint32 // data masks of pages beyond head.contiguous; nil: not read yet
 	file  *os.File          // of a static core
 	dead  bool
@@ -103,6 +104,7 @@ func (c *Core) loadHead() error {
 	if err != nil || b == nil {
 		return err
 	}
+	c.known = true
 	c.head, err = decodeHead(b)
 	if err != nil {
 		return &DamageError{c.rec.key, "head", 0, err}
@@ -303,6 +305,9 @@ func treeAt(t merkle.Tree, r merkle.NodeReader, length uint64) (merkle.Tree, err
 // page returns a page, an empty one if nothing is stored. c.mu is held. It must
 // not be modified but for what it remembers.
 func (c *Core) page(level uint8, number uint64) (*page, error) {
+	if !c.known {
+		return &page{}, nil
+	}
 	k := cacheKey{c.id, level, number}
 	if p := c.store.pages.get(k); p != nil {
 		return p, nil

@@ -45,7 +45,7 @@ func (s *Store) NamedIn(ns Namespace, name string) (*Core, error) {
 		dk = key.Discovery()
 		r := record{key: key, manifest: &m, named: true, namespace: ns, name: name}
 		if _, err := s.lookup(dk); errors.Is(err, fs.ErrNotExist) {
-			if err := s.create(dk, r, alias); err != nil {
+			if err := s.create(dk, &r, alias); err != nil {
 				return nil, fmt.Errorf("create core %q: %w", name, err)
 			}
 		} else if err := s.rename(dk, r, alias); err != nil {
@@ -91,7 +91,7 @@ func (s *Store) rename(dk DiscoveryKey, r record, alias []byte) error {
 }
 
 // create stores a new core under r, which gets the next number.
-func (s *Store) create(dk DiscoveryKey, r record, alias []byte) error {
+func (s *Store) create(dk DiscoveryKey, r *record, alias []byte) error {
 	r.id = s.nextID
 	b := s.db.NewBatch()
 	defer b.Close()
@@ -113,7 +113,7 @@ func (s *Store) Open(key Key) (*Core, error) {
 	defer s.mu.Unlock()
 	dk := key.Discovery()
 	if _, err := s.lookup(dk); errors.Is(err, fs.ErrNotExist) {
-		if err := s.create(dk, record{key: key}, nil); err != nil {
+		if err := s.create(dk, &record{key: key}, nil); err != nil {
 			return nil, fmt.Errorf("create core %s: %w", key.Short(), err)
 		}
 	}
@@ -161,10 +161,12 @@ func (s *Store) createWith(key Key, m Manifest, pairs ...KeyPair) (*Core, error)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	dk := key.Discovery()
+	fresh := false
 	r, err := s.lookup(dk)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		err = s.create(dk, record{key: key, manifest: &m}, nil)
+		fresh, r = true, record{key: key, manifest: &m}
+		err = s.create(dk, &r, nil)
 	case err == nil && r.manifest == nil:
 		r.manifest = &m
 		err = s.set(append([]byte{prefixRecord}, dk[:]...), r.encode(), false)
@@ -175,7 +177,7 @@ func (s *Store) createWith(key Key, m Manifest, pairs ...KeyPair) (*Core, error)
 	if err != nil {
 		return nil, fmt.Errorf("create core %s: %w", key.Short(), err)
 	}
-	c, err := s.openLocked(dk)
+	c, err := s.openRecord(dk, r, fresh)
 	if err != nil {
 		return nil, err
 	}
@@ -189,6 +191,23 @@ func (s *Store) createWith(key Key, m Manifest, pairs ...KeyPair) (*Core, error)
 
 // openLocked returns the open core, or opens it. s.mu is held.
 func (s *Store) openLocked(dk DiscoveryKey) (*Core, error) {
+	if c := s.cores[dk]; c != nil {
+		c.refs++
+		return c, nil
+	}
+	if s.closed {
+		return nil, ErrClosed
+	}
+	r, err := s.lookup(dk)
+	if err != nil {
+		return nil, err
+	}
+	return s.openRecord(dk, r, false)
+}
+
+// openRecord returns the open core, or opens the one that r is about, which has
+// just been made if it is fresh. s.mu is held.
+func (s *Store) openRecord(dk DiscoveryKey, r record, fresh bool) (*Core, error) {
 	if s.closed {
 		return nil, ErrClosed
 	}
@@ -196,13 +215,11 @@ func (s *Store) openLocked(dk DiscoveryKey) (*Core, error) {
 		c.refs++
 		return c, nil
 	}
-	r, err := s.lookup(dk)
-	if err != nil {
-		return nil, err
-	}
 	c := &Core{store: s, id: r.id, rec: r, discovery: dk, refs: 1}
-	if err := c.loadHead(); err != nil {
-		return nil, fmt.Errorf("open core %s: %w", r.key.Short(), err)
+	if !fresh {
+		if err := c.loadHead(); err != nil {
+			return nil, fmt.Errorf("open core %s: %w", r.key.Short(), err)
+		}
 	}
 	s.cores[dk] = c
 	return c, nil

@@ -209,7 +209,7 @@ func (s *Store) openStatic(key Key, path string) (*Core, error) {
 	r, err := s.lookup(dk)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		err = s.create(dk, record{key: key, path: abs}, nil)
+		err = s.create(dk, &record{key: key, path: abs}, nil)
 	case err == nil && r.path != abs:
 		if err = s.movable(r); err == nil {
 			err = s.move(dk, r, abs)
