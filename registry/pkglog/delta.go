@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"math/bits"
 
 	"github.com/pkgswarm/pkgswarm/internal/compact"
 )
@@ -22,6 +23,11 @@ const (
 	minHex = 16
 
 	indexBits = 12 // of the hash table over the base
+
+	// baseStep is how far apart the positions of a base are that matches are
+	// looked for at. They are extended backwards, so that only short ones are
+	// missed.
+	baseStep = 2
 )
 
 // A dictionary is what the deltas of one ecosystem copy from besides their
@@ -52,14 +58,20 @@ func hashAt(b []byte, i int) uint32 {
 
 // A deltaEncoder makes deltas. It is kept for its tables; not for concurrent use.
 type deltaEncoder struct {
-	base  [1 << indexBits]int32 // as dictionary.index, for the base
-	epoch []uint16              // slots of base that were set for the current one
+	base  [1 << indexBits]slot // as dictionary.index, for the base
+	epoch uint32               // of the current base
 	dict  *dictionary
 	b     []byte // the base
 	src   []byte
 	out   []byte
 	next  int // where the last copy ended, in dictionary || base
 	from  int // start of the bytes of src not yet written
+}
+
+// A slot is of the base only if it bears its epoch: others are left over.
+type slot struct {
+	epoch uint32
+	pos   int32
 }
 
 // encode returns the delta that turns dict || base into src, valid until the
@@ -85,14 +97,12 @@ func (e *deltaEncoder) encode(dict *dictionary, base, src []byte) []byte {
 }
 
 func (e *deltaEncoder) indexBase() {
-	for _, h := range e.epoch {
-		e.base[h] = 0
+	if e.epoch++; e.epoch == 0 { // after 2^32 deltas
+		clear(e.base[:])
+		e.epoch = 1
 	}
-	e.epoch = e.epoch[:0]
-	for i := 0; i+8 <= len(e.b); i++ {
-		h := hashAt(e.b, i)
-		e.base[h] = int32(len(e.dict.text) + i + 1)
-		e.epoch = append(e.epoch, uint16(h))
+	for i := 0; i+8 <= len(e.b); i += baseStep {
+		e.base[hashAt(e.b, i)] = slot{e.epoch, int32(len(e.dict.text) + i)}
 	}
 }
 
@@ -108,10 +118,12 @@ func (e *deltaEncoder) match(i int) (pos, back, n int) {
 		return 0, 0, 0
 	}
 	h := hashAt(e.src, i)
-	for _, p := range [2]int32{e.base[h], e.dict.index[h]} {
-		if p == 0 {
-			continue
+	if s := e.base[h]; s.epoch == e.epoch {
+		if m := e.common(int(s.pos), i); m > n {
+			pos, n = int(s.pos), m
 		}
+	}
+	if p := e.dict.index[h]; p != 0 {
 		if m := e.common(int(p-1), i); m > n {
 			pos, n = int(p-1), m
 		}
@@ -138,6 +150,11 @@ func (e *deltaEncoder) common(pos, i int) int {
 	}
 	a, b := t[p:], e.src[i:]
 	n, limit := 0, min(len(a), len(b))
+	for ; n+8 <= limit; n += 8 {
+		if x := binary.LittleEndian.Uint64(a[n:]) ^ binary.LittleEndian.Uint64(b[n:]); x != 0 {
+			return n + bits.TrailingZeros64(x)/8
+		}
+	}
 	for n < limit && a[n] == b[n] {
 		n++
 	}

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/pkgswarm/pkgswarm/integration/synthetic"
+
 	"pgregory.net/rapid"
 )
 
@@ -311,6 +313,34 @@ func BenchmarkAppendFold(b *testing.B) {
 			}
 		}
 	})
+}
+
+// BenchmarkRegistry appends crates as a registry has them: most of few versions.
+func BenchmarkRegistry(b *testing.B) {
+	syn := synthetic.Cargo{Crates: 2000, Seed: 7}
+	var crates []synthetic.Crate
+	lines, raw := 0, 0
+	for i := range syn.Crates {
+		k := syn.Crate(i)
+		crates = append(crates, k)
+		lines, raw = lines+len(k.Lines), raw+len(k.File())
+	}
+	packed := 0
+	for b.Loop() {
+		packed = 0
+		for _, k := range crates {
+			s := NewState(Header{Cargo, k.Name})
+			for i, l := range k.Lines {
+				block, err := s.Append(Event{Kind: Published, Position: i, Line: l})
+				if err != nil {
+					b.Fatal(err)
+				}
+				packed += len(block)
+			}
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(lines), "ns/line")
+	b.ReportMetric(100*float64(packed)/float64(raw), "%size")
 }
 
 // TestDictionariesStay: logs that exist could not be read with other texts.
