@@ -18,6 +18,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/pprof"
+	"strings"
 	"syscall"
 	"time"
 
@@ -31,6 +33,7 @@ func main() {
 	crates := flag.Int("crates", 25000, "number of `CRATES`; the real registry has 250000")
 	dir := flag.String("dir", "", "work in `DIR`, which keeps the index for the next time (default: a temporary one)")
 	only := flag.Bool("generate", false, "only make the index")
+	flag.StringVar(&profiles, "profiles", "", "write a CPU profile of each run to `DIR`")
 	flag.Parse()
 	if err := run(*dir, *crates, *only); err != nil {
 		log.Fatal(err)
@@ -99,9 +102,32 @@ func generate(syn synthetic.Cargo, index string) (s rawSize, err error) {
 	return s, os.WriteFile(note, b, 0o644)
 }
 
+// profiles is where CPU profiles go, if anywhere.
+var profiles string
+
+// profile starts a CPU profile of that name and returns what ends it.
+func profile(name string) (stop func(), err error) {
+	if profiles == "" {
+		return func() {}, nil
+	}
+	f, err := os.Create(filepath.Join(profiles, strings.ReplaceAll(name, " ", "-")+".pprof"))
+	if err != nil {
+		return nil, err
+	}
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return nil, err
+	}
+	return func() { pprof.StopCPUProfile(); f.Close() }, nil
+}
+
 // measure runs one import from opening the store to closing it.
 func measure(what, work, index string) error {
 	runtime.GC()
+	stop, err := profile(what)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	start, cpu := time.Now(), cpuTime()
 	store, err := core.OpenStore(filepath.Join(work, "store"), core.Options{})
 	if err != nil {
