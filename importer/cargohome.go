@@ -64,29 +64,16 @@ func (c *CargoHome) Ecosystem() pkglog.Ecosystem { return pkglog.Cargo }
 func (c *CargoHome) Complete() bool { return false }
 
 // Packages yields the cached index files in the order of their paths.
-func (c *CargoHome) Packages(context.Context) iter.Seq2[Package, error] {
-	return func(yield func(Package, error) bool) {
-		d := &CargoDir{dir: filepath.Join(c.dir, ".cache")}
-		err := d.walk("", 0, func(name, path string) bool {
-			return yield(&cachedIndex{cargoFile{d, name, path}}, nil)
-		})
-		if err != nil && err != errStop {
-			yield(nil, err)
-		}
-	}
+func (c *CargoHome) Packages(ctx context.Context) iter.Seq2[Package, error] {
+	d := &CargoDir{dir: filepath.Join(c.dir, ".cache")}
+	return d.packages(ctx, func(f *cargoFile) Package { return &cachedIndex{f} })
 }
 
-type cachedIndex struct{ cargoFile }
+type cachedIndex struct{ *cargoFile }
 
 // Update adds the versions that s does not have.
 func (f *cachedIndex) Update(_ context.Context, s *pkglog.State, _ Stamp) (*Update, error) {
-	stamp := f.Stamp()
-	file, err := os.Open(filepath.Join(f.src.dir, f.path))
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	b, err := readLimited(file, maxIndexFile)
+	b, stamp, err := f.read()
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package importer
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -136,13 +137,19 @@ func (d *ModuleDir) read(path, file string) ([]byte, error) {
 	return readLimited(f, maxModFile)
 }
 
-// readLimited reads all of r, which must not be more than limit bytes.
-func readLimited(r io.Reader, limit int64) ([]byte, error) {
-	b, err := io.ReadAll(io.LimitReader(r, limit+1))
-	if err == nil && int64(len(b)) > limit {
+// readLimited reads all of a file, which must not be more than limit bytes.
+func readLimited(f *os.File, limit int64) ([]byte, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	// One byte more shows that the file ends where it says.
+	b := bytes.NewBuffer(make([]byte, 0, min(info.Size(), limit)+bytes.MinRead))
+	_, err = b.ReadFrom(io.LimitReader(f, limit+1))
+	if err == nil && int64(b.Len()) > limit {
 		err = fmt.Errorf("more than %d bytes", limit)
 	}
-	return b, err
+	return b.Bytes(), err
 }
 
 func escape(path, version string) (escPath, escVersion string, err error) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"iter"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -23,7 +24,6 @@ type run struct {
 	sum    Summary
 
 	pending []pendingChange // of the catalog, in order
-	listed  map[string]bool // names, if the source is complete
 }
 
 // A pendingChange waits for the next flush.
@@ -31,24 +31,27 @@ type pendingChange struct {
 	change catalog.Change // Key is empty if only the stamp is new
 	name   string
 	stamp  Stamp
+	gone   bool // the source does not list it
 }
 
-// A job is one package on its way through the workers.
+// A job is what was listed, on its way through the workers: packages whose stamp
+// says that nothing changed, and then one to look at.
 type job struct {
-	p    Package
-	done chan result // gets one result
+	unchanged int
+	p         Package     // nil if there were unchanged ones only
+	last      Stamp       // of p
+	done      chan result // gets one result if there is p
 }
 
 type result struct {
-	name      string
-	change    catalog.Change // Key is empty if the catalog has it already
-	stamp     Stamp
-	unchanged bool // told by the stamp
-	events    int
-	versions  int
-	bytes     int64
-	problems  []Problem
-	err       error // ends the run
+	name     string
+	change   catalog.Change // Key is empty if the catalog has it already
+	stamp    Stamp
+	events   int
+	versions int
+	bytes    int64
+	problems []Problem
+	err      error // ends the run
 }
 
 func (im *Importer) begin(src Source) (*run, error) {
@@ -60,11 +63,7 @@ func (im *Importer) begin(src Source) (*run, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &run{Importer: im, src: src, at: at, stamps: st}
-	if src.Complete() {
-		r.listed = make(map[string]bool)
-	}
-	return r, nil
+	return &run{Importer: im, src: src, at: at, stamps: st}, nil
 }
 
 // run lists, works and collects. jobs are collected in the order listed: the
@@ -81,7 +80,7 @@ func (r *run) run(ctx context.Context) error {
 	for range r.c.Workers {
 		g.Go(func() error {
 			for j := range todo {
-				j.done <- r.work(work, j.p)
+				j.done <- r.work(work, j)
 			}
 			return nil
 		})
@@ -98,7 +97,7 @@ func (r *run) run(ctx context.Context) error {
 
 // end closes what the run used; done says that all of the source was signed.
 func (r *run) end(done bool) error {
-	r.stamps.close()
+	defer r.stamps.close()
 	if !done {
 		return nil
 	}
@@ -107,41 +106,86 @@ func (r *run) end(done bool) error {
 			return err
 		}
 	}
+	if r.src.Complete() {
+		n := r.c.Catalog.Length()
+		r.stamps.setWhole(n)
+		if err := r.stamps.save(n); err != nil {
+			return err
+		}
+	}
 	return r.endRecord(r.src)
 }
 
 func (r *run) list(ctx context.Context, packages iter.Seq2[Package, error], todo, queue chan<- *job) error {
+	listed, unchanged := int64(0), 0
 	for p, err := range packages {
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrSource, err)
 		}
-		j := &job{p, make(chan result, 1)}
-		select {
-		case queue <- j:
-		case <-ctx.Done():
-			return ctx.Err()
+		listed++
+		last, changed := r.changed(p)
+		if !changed {
+			if unchanged++; unchanged < maxUnchanged && listed%r.c.flushEvery != 0 {
+				continue
+			}
 		}
-		select {
-		case todo <- j:
-		case <-ctx.Done():
-			return ctx.Err()
+		j := &job{unchanged: unchanged}
+		unchanged = 0
+		if changed {
+			j.p, j.last, j.done = p, last, make(chan result, 1)
 		}
+		if err := r.send(ctx, j, todo, queue); err != nil {
+			return err
+		}
+	}
+	return r.send(ctx, &job{unchanged: unchanged}, todo, queue)
+}
+
+// maxUnchanged is how many unchanged packages pass without being counted, so
+// that progress is seen.
+const maxUnchanged = 1024
+
+// changed reports whether a package has to be looked at, and its last stamp.
+func (r *run) changed(p Package) (last Stamp, yes bool) {
+	last = r.stamps.list(p.Name())
+	s := p.Stamp()
+	return last, s == "" || s != last || r.c.Artifacts != nil
+}
+
+func (r *run) send(ctx context.Context, j *job, todo, queue chan<- *job) error {
+	select {
+	case queue <- j:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if j.p == nil {
+		return nil
+	}
+	select {
+	case todo <- j:
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 	return nil
 }
 
 func (r *run) collect(ctx context.Context, queue <-chan *job) error {
 	for j := range queue {
-		var res result
-		select {
-		case res = <-j.done:
-		case <-ctx.Done():
-			return ctx.Err()
+		r.sum.Packages += int64(j.unchanged)
+		r.sum.Unchanged += int64(j.unchanged)
+		if j.p != nil {
+			var res result
+			select {
+			case res = <-j.done:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			if res.err != nil {
+				return fmt.Errorf("%s %s: %w", r.src.Ecosystem(), res.name, res.err)
+			}
+			r.count(&res)
 		}
-		if res.err != nil {
-			return fmt.Errorf("%s %s: %w", r.src.Ecosystem(), res.name, res.err)
-		}
-		r.count(&res)
+		r.c.Status(Progress{r.sum.Packages, r.sum.Versions, r.sum.Bytes})
 		if r.sum.Packages%r.c.flushEvery == 0 {
 			if err := r.flush(ctx); err != nil {
 				return err
@@ -165,25 +209,14 @@ func (r *run) count(res *result) {
 	for _, p := range res.problems {
 		r.c.Report(p)
 	}
-	if r.listed != nil {
-		r.listed[res.name] = true
-	}
-	if !res.unchanged {
-		r.pending = append(r.pending, pendingChange{res.change, res.name, res.stamp})
-	}
-	r.c.Status(Progress{r.sum.Packages, r.sum.Versions, r.sum.Bytes})
+	r.pending = append(r.pending, pendingChange{change: res.change, name: res.name, stamp: res.stamp})
 }
 
 // work brings one package's log up to date.
-func (r *run) work(ctx context.Context, p Package) result {
-	res := result{name: p.Name()}
-	last := r.stamps.get(res.name)
-	if s := p.Stamp(); s != "" && s == last && r.c.Artifacts == nil {
-		res.unchanged, res.stamp = true, s
-		return res
-	}
+func (r *run) work(ctx context.Context, j *job) result {
+	res := result{name: j.p.Name()}
 	h := pkglog.Header{Ecosystem: r.src.Ecosystem(), Package: res.name}
-	res.err = r.update(ctx, h, &res, func(s *pkglog.State) (*Update, error) { return p.Update(ctx, s, last) })
+	res.err = r.update(ctx, h, &res, func(s *pkglog.State) (*Update, error) { return j.p.Update(ctx, s, j.last) })
 	return res
 }
 
@@ -280,7 +313,11 @@ func (r *run) flush(ctx context.Context) error {
 		}
 	}
 	for _, p := range r.pending {
-		r.stamps.set(p.name, p.stamp)
+		if p.gone {
+			r.stamps.forget(p.name)
+		} else {
+			r.stamps.set(p.name, p.stamp)
+		}
 	}
 	r.pending = r.pending[:0]
 	return r.stamps.save(r.c.Catalog.Length())
@@ -288,21 +325,16 @@ func (r *run) flush(ctx context.Context) error {
 
 // removeUnlisted removes the packages that a complete source does not list.
 func (r *run) removeUnlisted(ctx context.Context) error {
-	if r.listed == nil {
+	if !r.src.Complete() {
 		return nil
 	}
-	var gone []string
-	total := 0
-	for h, err := range r.c.Catalog.Packages(ctx, r.src.Ecosystem()) {
-		if err != nil {
-			return err
-		}
-		total++
-		if !r.listed[h.Package] {
-			gone = append(gone, h.Package)
-		}
+	gone, err := r.unlisted(ctx)
+	if err != nil {
+		return err
 	}
-	if len(gone) > max(total/10, 10) && !r.c.AllowRemoval {
+	head := r.c.Catalog.Head()
+	total := head.Packages(r.src.Ecosystem())
+	if len(gone) > max(int(total)/10, 10) && !r.c.AllowRemoval {
 		return fmt.Errorf("%w: %w: %d of %d packages", ErrSource, ErrTooManyGone, len(gone), total)
 	}
 	for _, name := range gone {
@@ -315,10 +347,35 @@ func (r *run) removeUnlisted(ctx context.Context) error {
 		r.sum.Events += int64(res.events)
 		if res.change.Key != "" {
 			r.sum.Changed++
-			r.pending = append(r.pending, pendingChange{change: res.change, name: name})
 		}
+		r.pending = append(r.pending, pendingChange{change: res.change, name: name, gone: true})
 	}
 	return nil
+}
+
+// unlisted returns the packages of the catalog that this run has not listed,
+// sorted, but for some that were removed before. Where a run has ended before,
+// they are among those that it knew of and those that the catalog got since.
+func (r *run) unlisted(ctx context.Context) ([]string, error) {
+	if err := r.flush(ctx); err != nil { // stamps are all set then
+		return nil, err
+	}
+	var names []string
+	packages := r.c.Catalog.Packages(ctx, r.src.Ecosystem())
+	if since := r.stamps.whole; since > 0 {
+		names = r.stamps.unlisted()
+		packages = r.c.Catalog.Changed(ctx, r.src.Ecosystem(), since)
+	}
+	for h, err := range packages {
+		if err != nil {
+			return nil, err
+		}
+		if !r.stamps.wasListed(h.Package) {
+			names = append(names, h.Package)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
 }
 
 // ErrSource means that a source could not be read to its end. What it listed

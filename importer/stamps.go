@@ -10,6 +10,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -18,12 +20,17 @@ import (
 	"github.com/pkgswarm/pkgswarm/internal/durable"
 )
 
-// stamps remembers what a source last showed of each package, in a file that
-// grows by one batch with every flush of the catalog:
+// stamps remembers what a source last showed of each package that it listed, in
+// a file that grows by one batch with every flush of the catalog:
 //
-//	header: string "pkgswarm/stamps", uint 1, fixed32 registry key, string source
+//	header: string "pkgswarm/stamps", uint 2, fixed32 registry key, string source
 //	batch:  buffer body, uint32 CRC-32 of the body
 //	body:   uint catalog length, then {string package, string stamp} to its end
+//
+// A stamp is empty if the package is to be looked at again. The stamp of the
+// empty name is, in decimal, the catalog's length when a run over a complete
+// source last ended: each package that the catalog had then was listed in it,
+// or was removed.
 //
 // A batch counts only when the catalog has at least that length: stamps never
 // claim more than was signed. They only save work, so nothing here is synced,
@@ -34,26 +41,35 @@ type stamps struct {
 	dirty  []byte // body of the next batch, without the length
 	inFile int    // records in the file
 	file   *os.File
+	whole  uint64 // the stamp of the empty name, 0 if there is none
+	gone   bool   // the file has packages that are known no more
 
-	mu    sync.RWMutex // guards what follows: workers read it
-	known map[string]Stamp
+	mu    sync.Mutex // guards what follows: the list is read while stamps are set
+	known map[string]seen
 }
 
-// openStamps reads the stamps of a source. Those of a complete catalog of
-// another key, or a damaged tail, are dropped.
+// seen is what is known of one package.
+type seen struct {
+	stamp  Stamp
+	listed bool // in this run
+}
+
+// openStamps reads the stamps of a source. Those of a catalog of another key, or
+// a damaged tail, are dropped.
 func openStamps(dir string, src Source, key core.Key, catalogLength uint64) (*stamps, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
 	h := compact.AppendString(nil, "pkgswarm/stamps")
-	h = compact.AppendUint(h, 1)
+	h = compact.AppendUint(h, 2)
 	h = append(h, key[:]...)
 	h = compact.AppendString(h, string(src.Ecosystem())+" "+src.ID())
-	s := &stamps{path: filepath.Join(dir, sourceFile(src)+".stamps"), header: h, known: make(map[string]Stamp)}
+	s := &stamps{path: filepath.Join(dir, sourceFile(src)+".stamps"), header: h}
 	b, err := os.ReadFile(s.path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
+	s.known = make(map[string]seen, len(b)/minRecord)
 	good := s.read(b, catalogLength)
 	if good < len(b) || good == 0 {
 		return s, s.rewrite(catalogLength)
@@ -61,6 +77,10 @@ func openStamps(dir string, src Source, key core.Key, catalogLength uint64) (*st
 	s.file, err = os.OpenFile(s.path, os.O_WRONLY|os.O_APPEND, 0)
 	return s, err
 }
+
+// minRecord is the size of a short record in bytes, by which the number of
+// records is guessed.
+const minRecord = 40
 
 // sourceFile names the files about a source in the importer's directory.
 func sourceFile(src Source) string {
@@ -91,8 +111,14 @@ func (s *stamps) readBatch(body []byte, catalogLength uint64) bool {
 	if d.Uint() > catalogLength {
 		return false
 	}
+	text := string(body) // of which names and stamps are parts: one allocation
+	next := func() string {
+		n := len(d.Bytes())
+		end := len(text) - d.Len()
+		return text[end-n : end]
+	}
 	for d.Len() > 0 {
-		name, stamp := d.String(), d.String()
+		name, stamp := next(), next()
 		if d.Err() != nil {
 			return false
 		}
@@ -103,29 +129,79 @@ func (s *stamps) readBatch(body []byte, catalogLength uint64) bool {
 }
 
 func (s *stamps) put(name string, st Stamp) {
+	if name == "" {
+		s.whole, _ = strconv.ParseUint(string(st), 10, 64)
+		return
+	}
+	s.mu.Lock()
+	s.known[name] = seen{st, s.known[name].listed}
+	s.mu.Unlock()
+}
+
+// list notes that a package was listed and returns its stamp.
+func (s *stamps) list(name string) Stamp {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if st == "" {
-		delete(s.known, name)
-		return
+	k, ok := s.known[name]
+	if ok && !k.listed {
+		s.known[name] = seen{k.stamp, true}
 	}
-	s.known[name] = st
+	return k.stamp
 }
 
-func (s *stamps) get(name string) Stamp {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.known[name]
+// wasListed reports whether this run has listed a package. It counts once the
+// package's stamp was set.
+func (s *stamps) wasListed(name string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.known[name].listed
 }
 
-// set changes a stamp; an empty one is forgotten.
+// unlisted returns the packages known that this run has not listed, sorted.
+func (s *stamps) unlisted() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var names []string
+	for name, k := range s.known {
+		if !k.listed {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// forget removes a package that is gone.
+func (s *stamps) forget(name string) {
+	s.mu.Lock()
+	delete(s.known, name)
+	s.gone = true
+	s.mu.Unlock()
+}
+
+// set changes the stamp of a package that was listed.
 func (s *stamps) set(name string, st Stamp) {
-	if s.get(name) == st {
-		return
+	s.mu.Lock()
+	old, ok := s.known[name]
+	s.known[name] = seen{st, true}
+	s.mu.Unlock()
+	if !ok || old.stamp != st {
+		s.record(name, string(st))
 	}
-	s.put(name, st)
+}
+
+// setWhole notes that each package of the catalog, which has that length, was
+// listed or removed.
+func (s *stamps) setWhole(catalogLength uint64) {
+	if s.whole != catalogLength {
+		s.whole = catalogLength
+		s.record("", strconv.FormatUint(catalogLength, 10))
+	}
+}
+
+func (s *stamps) record(name, stamp string) {
 	s.dirty = compact.AppendString(s.dirty, name)
-	s.dirty = compact.AppendString(s.dirty, string(st))
+	s.dirty = compact.AppendString(s.dirty, stamp)
 	s.inFile++
 }
 
@@ -134,7 +210,7 @@ func (s *stamps) save(catalogLength uint64) error {
 	if len(s.dirty) == 0 {
 		return nil
 	}
-	if s.inFile > 2*len(s.known)+1000 {
+	if s.gone || s.inFile > 2*len(s.known)+1000 {
 		return s.rewrite(catalogLength)
 	}
 	b := appendBatch(nil, catalogLength, s.dirty)
@@ -155,15 +231,19 @@ func appendBatch(b []byte, catalogLength uint64, records []byte) []byte {
 // rewrite replaces the file by one that holds each stamp once.
 func (s *stamps) rewrite(catalogLength uint64) error {
 	var records []byte
-	for name, st := range s.known {
+	for name, k := range s.known {
 		records = compact.AppendString(records, name)
-		records = compact.AppendString(records, string(st))
+		records = compact.AppendString(records, string(k.stamp))
+	}
+	if s.whole != 0 {
+		records = compact.AppendString(records, "")
+		records = compact.AppendString(records, strconv.FormatUint(s.whole, 10))
 	}
 	b := bytes.Clone(s.header)
 	if len(records) > 0 {
 		b = appendBatch(b, catalogLength, records)
 	}
-	s.dirty, s.inFile = s.dirty[:0], len(s.known)
+	s.dirty, s.inFile, s.gone = s.dirty[:0], len(s.known), false
 	s.close()
 	if err := durable.WriteFile(s.path, b, 0o600); err != nil {
 		return fmt.Errorf("stamps: %w", err)

@@ -124,6 +124,14 @@ func DecodeHead(b []byte) (Head, error) {
 	return h, canonical(d, b, h.Encode, "heartbeat")
 }
 
+// Packages returns how many packages of an ecosystem the catalog names.
+func (h *Head) Packages(e pkglog.Ecosystem) uint64 {
+	if e == pkglog.Cargo {
+		return h.Cargo
+	}
+	return h.Go
+}
+
 func (h *Head) count(e pkglog.Ecosystem, n uint64) {
 	if e == pkglog.Cargo {
 		h.Cargo += n

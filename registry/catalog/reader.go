@@ -232,21 +232,7 @@ func (s *Snapshot) Entries(ctx context.Context, e pkglog.Ecosystem) iter.Seq2[Ch
 // Changes yields the entries written from length since on, in that order, some
 // perhaps more than once. It is how a node learns what to refresh.
 func (s *Snapshot) Changes(ctx context.Context, since uint64) iter.Seq2[Change, error] {
-	return func(yield func(Change, error) bool) {
-		for e, err := range s.tree.History(ctx, bee.HistoryRange{From: since}) {
-			if err != nil {
-				yield(Change{}, err)
-				return
-			}
-			if _, ok := ParsePackageKey(string(e.Key)); !ok || e.Deleted {
-				continue
-			}
-			entry, err := DecodeEntry(e.Value)
-			if !yield(Change{string(e.Key), entry}, err) || err != nil {
-				return
-			}
-		}
-	}
+	return changes(ctx, s.tree, since)
 }
 
 // Successor returns the key of the catalog that replaces this one; ok is false

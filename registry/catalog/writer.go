@@ -125,6 +125,41 @@ func (w *Writer) Packages(ctx context.Context, e pkglog.Ecosystem) iter.Seq2[pkg
 	}
 }
 
+// changes yields the entries written from length since on, in that order.
+func changes(ctx context.Context, t *bee.Tree, since uint64) iter.Seq2[Change, error] {
+	return func(yield func(Change, error) bool) {
+		for e, err := range t.History(ctx, bee.HistoryRange{From: since}) {
+			if err != nil {
+				yield(Change{}, err)
+				return
+			}
+			if _, ok := ParsePackageKey(string(e.Key)); !ok || e.Deleted {
+				continue
+			}
+			entry, err := DecodeEntry(e.Value)
+			if !yield(Change{string(e.Key), entry}, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// Changed yields the packages of an ecosystem whose entries were written from
+// length since on, some perhaps more than once.
+func (w *Writer) Changed(ctx context.Context, e pkglog.Ecosystem, since uint64) iter.Seq2[pkglog.Header, error] {
+	return func(yield func(pkglog.Header, error) bool) {
+		for c, err := range changes(ctx, w.tree, since) {
+			h, _ := ParsePackageKey(c.Key)
+			if err == nil && h.Ecosystem != e {
+				continue
+			}
+			if !yield(h, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
 // entries yields the entries of an ecosystem, all if it is empty.
 func entries(ctx context.Context, t *bee.Tree, e pkglog.Ecosystem) iter.Seq2[Change, error] {
 	r := bee.Range{}
