@@ -73,6 +73,13 @@ function size (dir) {
   return sum
 }
 
+function * indexFiles (dir) {
+  for (const e of fs.readdirSync(dir, { withFileTypes: true })) {
+    if (e.isDirectory()) yield * indexFiles(path.join(dir, e.name))
+    else if (e.name !== 'config.json') yield path.join(dir, e.name)
+  }
+}
+
 // What a store takes once it was opened again.
 async function settled (dir) {
   const s = new Corestore(dir)
@@ -167,6 +174,30 @@ serve({
       for (let i = 0; i < n;) {
         const b = db.batch()
         for (let k = 0; k < batch && i < n; k++, i++) await b.put(key(i), value(i))
+        await b.flush()
+      }
+    })
+  },
+  // Puts each line of an index under its crate and version, in the order of the
+  // files or in no order.
+  async putIndex ({ dir, batch, shuffle }) {
+    const lines = []
+    for (const file of indexFiles(dir)) lines.push(...fs.readFileSync(file, 'utf8').split('\n').filter(Boolean))
+    let x = 1
+    for (let i = lines.length - 1; shuffle && i > 0; i--) {
+      x = (x * 16807) % 2147483647
+      const j = x % (i + 1)
+      ;[lines[i], lines[j]] = [lines[j], lines[i]]
+    }
+    const db = new Hyperbee(await core(), { extension: false })
+    await db.ready()
+    return measure(lines.length, async () => {
+      for (let i = 0; i < lines.length;) {
+        const b = db.batch()
+        for (let k = 0; k < batch && i < lines.length; k++, i++) {
+          const { name, vers } = JSON.parse(lines[i])
+          await b.put(Buffer.from('cargo/' + name + '/' + vers), Buffer.from(lines[i]))
+        }
         await b.flush()
       }
     })

@@ -1,14 +1,28 @@
-// Command imports measures what importing a registry costs: it makes a
-// synthetic index, imports it, imports it again unchanged, and once more with
-// five packages changed.
+//go:build unix
+
+// Command imports measures what importing a registry costs.
 //
 //	go run ./integration/bench/imports -crates 250000
 //
-// prints lines per second, CPU time, peak memory, and what the result takes on
-// disk. Goals: docs of performance I1 and I2.
+// makes a synthetic index, imports it, imports it again unchanged, and once more
+// with five packages changed, and prints lines per second, CPU time, peak memory,
+// and what the result takes on disk.
+//
+//	go run ./integration/bench/imports -crates 5000 -compare 5
+//
+// imports an index five times in turn with a program that does no more with its
+// lines than must be done, and with a JavaScript Hyperbee.
+//
+//	go run ./integration/bench/imports -modules 100000
+//
+// imports Go modules, some ten versions each, from a proxy and a checksum
+// database on a loopback port, and again unchanged.
+//
+// Goals: I1 and I2 of the performance document.
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"flag"
@@ -29,26 +43,47 @@ import (
 	"github.com/pkgswarm/pkgswarm/registry/catalog"
 )
 
+// profiles is where CPU profiles go, if anywhere.
+var profiles string
+
 func main() {
 	crates := flag.Int("crates", 25000, "number of `CRATES`; the real registry has 250000")
+	modules := flag.Int("modules", 0, "import `MODULES` instead of crates")
 	dir := flag.String("dir", "", "work in `DIR`, which keeps the index for the next time (default: a temporary one)")
 	only := flag.Bool("generate", false, "only make the index")
+	rounds := flag.Int("compare", 0, "compare with others in `ROUNDS`")
+	serve := flag.Int("serve", 0, "serve `MODULES` until standard input ends")
 	flag.StringVar(&profiles, "profiles", "", "write a CPU profile of each run to `DIR`")
 	flag.Parse()
-	if err := run(*dir, *crates, *only); err != nil {
+	if *serve > 0 {
+		if err := serveModules(*serve); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
+	if err := inDir(*dir, func(dir string) error {
+		if *modules > 0 {
+			return measureModules(dir, *modules)
+		}
+		return run(dir, *crates, *rounds, *only)
+	}); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func run(dir string, crates int, only bool) error {
-	if dir == "" {
-		tmp, err := os.MkdirTemp("", "pkgswarm-imports-")
-		if err != nil {
-			return err
-		}
-		defer os.RemoveAll(tmp)
-		dir = tmp
+func inDir(dir string, f func(dir string) error) error {
+	if dir != "" {
+		return f(dir)
 	}
+	tmp, err := os.MkdirTemp("", "pkgswarm-imports-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	return f(tmp)
+}
+
+func run(dir string, crates, rounds int, only bool) error {
 	syn := synthetic.Cargo{Crates: crates, Seed: 1}
 	index := filepath.Join(dir, fmt.Sprintf("index-%d", crates))
 	raw, err := generate(syn, index)
@@ -60,28 +95,24 @@ func run(dir string, crates int, only bool) error {
 		return err
 	}
 	fmt.Printf("index: %d crates, %d lines, %.1f MB\n", crates, raw.Lines, float64(raw.Bytes)/1e6)
-	if err := measure("first run", work, index); err != nil {
+	if rounds > 0 {
+		return compare(index, work, raw.Lines, rounds)
+	}
+	if err := report("first run", work, index); err != nil {
 		return err
 	}
 	sizes(work, raw.Bytes)
-	if err := measure("second run, unchanged", work, index); err != nil {
+	if err := report("second run, unchanged", work, index); err != nil {
 		return err
 	}
 	for i := range 5 {
-		k := syn.Crate(i * crates / 5)
-		line := append(k.Lines[len(k.Lines)-1:len(k.Lines)-1:len(k.Lines)-1], k.Lines[0])
-		k.Lines = append(k.Lines[1:], line...)
-		path := filepath.Join(index, filepath.FromSlash(synthetic.Path(k.Name)))
-		old, err := os.ReadFile(path)
+		restore, err := change(index, syn.Crate(i*crates/5))
 		if err != nil {
 			return err
 		}
-		defer os.WriteFile(path, old, 0o644)
-		if err := os.WriteFile(path, k.File(), 0o644); err != nil {
-			return err
-		}
+		defer restore()
 	}
-	return measure("third run, 5 packages changed", work, index)
+	return report("third run, 5 packages changed", work, index)
 }
 
 // A rawSize is how large an index is.
@@ -102,8 +133,18 @@ func generate(syn synthetic.Cargo, index string) (s rawSize, err error) {
 	return s, os.WriteFile(note, b, 0o644)
 }
 
-// profiles is where CPU profiles go, if anywhere.
-var profiles string
+// change yanks the last version of a crate, until restore is called.
+func change(index string, k synthetic.Crate) (restore func(), err error) {
+	path := filepath.Join(index, filepath.FromSlash(synthetic.Path(k.Name)))
+	last := &k.Lines[len(k.Lines)-1]
+	yanked := bytes.Replace(*last, []byte(`"yanked":false`), []byte(`"yanked":true`), 1)
+	if bytes.Equal(yanked, *last) {
+		yanked = bytes.Replace(*last, []byte(`"yanked":true`), []byte(`"yanked":false`), 1)
+	}
+	old := k.File()
+	*last = yanked
+	return func() { os.WriteFile(path, old, 0o644) }, os.WriteFile(path, k.File(), 0o644)
+}
 
 // profile starts a CPU profile of that name and returns what ends it.
 func profile(name string) (stop func(), err error) {
@@ -120,55 +161,74 @@ func profile(name string) (stop func(), err error) {
 	return func() { pprof.StopCPUProfile(); f.Close() }, nil
 }
 
+// A cost is what a run took.
+type cost struct {
+	wall, cpu time.Duration
+	sum       importer.Summary
+	catalog   uint64 // bytes that the catalog has grown by
+}
+
+func cargoDir(index string) func() (importer.Source, error) {
+	return func() (importer.Source, error) { return importer.OpenCargoDir(index) }
+}
+
 // measure runs one import from opening the store to closing it.
-func measure(what, work, index string) error {
+func measure(what, work string, open func() (importer.Source, error)) (c cost, err error) {
 	runtime.GC()
 	stop, err := profile(what)
 	if err != nil {
-		return err
+		return c, err
 	}
 	defer stop()
 	start, cpu := time.Now(), cpuTime()
 	store, err := core.OpenStore(filepath.Join(work, "store"), core.Options{})
 	if err != nil {
-		return err
+		return c, err
 	}
 	op := catalog.NewOperator(catalog.Seed{1})
 	memory, err := catalog.OpenMemory(filepath.Join(work, "heads"))
 	if err != nil {
-		return err
+		return c, err
 	}
 	m, pairs := op.Catalog()
-	c, err := store.Create(m, pairs...)
+	cat, err := store.Create(m, pairs...)
 	if err != nil {
-		return err
+		return c, err
 	}
-	before := c.ByteLength()
-	w, err := catalog.OpenWriter(context.Background(), c, memory)
+	before := cat.ByteLength()
+	w, err := catalog.OpenWriter(context.Background(), cat, memory)
 	if err != nil {
-		return err
+		return c, err
 	}
-	src, err := importer.OpenCargoDir(index)
+	src, err := open()
 	if err != nil {
-		return err
+		return c, err
 	}
 	im := importer.New(importer.Config{
 		Logs: &importer.CoreLogs{Store: store, Operator: op}, Catalog: w, Dir: filepath.Join(work, "importer"),
 		Report: func(p importer.Problem) { log.Print(p) },
 	})
-	sum, err := im.Run(context.Background(), src)
-	if err != nil {
-		return err
+	if c.sum, err = im.Run(context.Background(), src); err != nil {
+		return c, err
 	}
-	after := c.ByteLength()
-	if err := store.Close(); err != nil {
-		return err
+	c.catalog = cat.ByteLength() - before
+	err = store.Close()
+	c.wall, c.cpu = time.Since(start), cpuTime()-cpu
+	return c, err
+}
+
+func report(what, work, index string) error {
+	c, err := measure(what, work, cargoDir(index))
+	if err == nil {
+		c.print(what)
 	}
-	elapsed, used := time.Since(start), cpuTime()-cpu
-	fmt.Printf("%s: %.2f s (%.2f s of CPU), %d changed, %d events, %.0f lines/s, %.1f us of CPU a line, catalog +%d bytes, peak RSS %d MB\n",
-		what, elapsed.Seconds(), used.Seconds(), sum.Changed, sum.Events, float64(sum.Versions)/elapsed.Seconds(),
-		float64(used.Microseconds())/float64(max(sum.Versions, 1)), after-before, peakRSS()>>20)
-	return nil
+	return err
+}
+
+func (c cost) print(what string) {
+	fmt.Printf("%s: %.2f s (%.2f s of CPU), %d changed, %d events, %.0f versions/s, %.1f us of CPU each, catalog +%d bytes, peak RSS %d MB\n",
+		what, c.wall.Seconds(), c.cpu.Seconds(), c.sum.Changed, c.sum.Events, float64(c.sum.Versions)/c.wall.Seconds(),
+		float64(c.cpu.Microseconds())/float64(max(c.sum.Versions, 1)), c.catalog, peakRSS()/1e6)
 }
 
 func sizes(work string, raw int64) {
