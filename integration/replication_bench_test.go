@@ -264,3 +264,54 @@ func BenchmarkSwarm(b *testing.B) {
 	b.ReportMetric(float64(sent.Load())/float64(b.N)/(count*size), "copies")
 	b.ReportMetric(used.Seconds()/float64(b.N), "cpu-s")
 }
+
+// BenchmarkSwarmJS is the same with five processes of the reference.
+func BenchmarkSwarmJS(b *testing.B) {
+	const count, size = 3200, 64 << 10
+	seed := testenv.StartNode(b, "replicate.mjs")
+	var key string
+	seed.MustCall(b, "create", "log", &key)
+	seed.MustCall(b, "appendMany", params{"key": key, "count": count, "size": size}, nil)
+	var copies, used float64
+	for b.Loop() {
+		b.StopTimer()
+		nodes := []*testenv.Node{seed}
+		for range 4 {
+			nodes = append(nodes, testenv.StartNode(b, "replicate.mjs"))
+		}
+		ports := make([]int, len(nodes))
+		sum := func() (total float64) {
+			for _, n := range nodes {
+				var us float64
+				n.MustCall(b, "cpu", nil, &us)
+				total += us / 1e6
+			}
+			return total
+		}
+		for i, n := range nodes {
+			n.MustCall(b, "listen", nil, &ports[i])
+		}
+		before := sum()
+		b.StartTimer()
+		var all sync.WaitGroup
+		for i, n := range nodes[1:] {
+			all.Go(func() {
+				for _, port := range ports[:i+1] {
+					n.MustCall(b, "connect", port, nil)
+				}
+				n.MustCall(b, "waitFor", params{"key": key, "length": count, "fork": 0}, nil)
+				n.MustCall(b, "download", params{"key": key, "start": 0, "end": count}, nil)
+			})
+		}
+		all.Wait()
+		b.StopTimer()
+		used += sum() - before
+		var sent float64
+		seed.MustCall(b, "sent", nil, &sent)
+		copies += sent / (count * size)
+		seed.MustCall(b, "disconnect", nil, nil)
+		b.StartTimer()
+	}
+	b.ReportMetric(copies/float64(b.N), "copies")
+	b.ReportMetric(used/float64(b.N), "cpu-s")
+}

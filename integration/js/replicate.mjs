@@ -158,6 +158,8 @@ serve({
     const core = await open(key)
     return hex(await core.treeHash(length))
   },
+  // Bytes written to connections that are open.
+  sent: () => [...sockets].reduce((n, s) => n + s.bytesWritten, 0),
   // Processor time of this process so far, in microseconds.
   cpu () {
     const { user, system } = process.cpuUsage()

@@ -1,7 +1,7 @@
 package replicate
 
 import (
-	"encoding/binary"
+	"math/bits"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -33,9 +33,18 @@ type chunk struct {
 const (
 	// chunkBytes is about the number of bytes in a chunk.
 	chunkBytes = 1 << 20
-	// maxChunks bounds the chunks of a download.
-	maxChunks = 1 << 16
+	// minChunks and maxChunks are about the least and the most chunks of a download.
+	minChunks = 64
+	maxChunks = 1 << 15
 )
+
+// chunkSize returns the blocks of a chunk: a power of 2, so that nodes that know
+// cores of about the same length mostly agree.
+func chunkSize(blocks, blockBytes uint64) uint64 {
+	n := min(chunkBytes/blockBytes, 2048, blocks/minChunks)
+	n = max(n, (blocks+maxChunks-1)/maxChunks, 4)
+	return 1 << bits.Len64(n-1)
+}
 
 // newDownload returns a download of the blocks [lo, hi).
 func newDownload(c Core, lo, hi uint64, linear bool, blockBytes uint64) *download {
@@ -45,8 +54,7 @@ func newDownload(c Core, lo, hi uint64, linear bool, blockBytes uint64) *downloa
 		d.end(nil)
 		return d
 	}
-	d.size = min(max(chunkBytes/blockBytes, 4), 2048)
-	d.size = max(d.size, (hi-d.low+maxChunks-1)/maxChunks)
+	d.size = chunkSize(hi-lo, blockBytes)
 	for i := d.low; i < hi; {
 		end := min(i+d.size-i%d.size, hi)
 		d.pending = append(d.pending, chunk{d: d, first: i, next: i, end: end})
@@ -336,19 +344,19 @@ func (f *feed) nextOf(p *peer, w *chunk) (uint64, bool) {
 //
 // Of a peer that has everything we take what no other peer has, and of that what
 // falls to us: nodes that download the same from the same seed each fetch another
-// part of it there, and the rest from each other. Only when nothing else comes
-// is it asked for the rest, too.
+// part of it there, and the rest from each other. Only when the others bring too
+// little is it asked for the rest, too.
 func (f *feed) takeChunk(p *peer, d *download) bool {
-	seed := p.have.contiguous >= p.length
 	var rivals []PeerID
-	if seed && !d.linear {
+	if p.seeds() && !d.linear {
 		rivals = f.rivals(p)
 	}
 	start := 0
 	if n := len(d.pending); n > maxExamined && !d.linear {
 		start = rand.IntN(n)
 	}
-	second := -1 // the best of those that others could bring
+	best, of := turn{rank: maxRank}, -1
+	left := map[PeerID]int{} // chunks that nobody has fetched from a seed yet
 	for k := 0; k < min(len(d.pending), maxExamined); k++ {
 		i := (start + k) % len(d.pending)
 		w := &d.pending[i]
@@ -356,27 +364,39 @@ func (f *feed) takeChunk(p *peer, d *download) bool {
 		switch {
 		case first >= w.end: // there already
 			d.pending = slices.Delete(d.pending, i, i+1)
-			if i < second {
-				second--
+			if i < of {
+				of--
 			}
 			k--
 		case !f.canBring(p, first, w.end):
 			f.wantPage(p, first)
-		case len(rivals) == 0 || f.falls(w.first, rivals) && !f.elsewhere(p, first):
-			p.helped = 0
+		case len(rivals) == 0:
 			return f.take(p, d, i)
-		case second < 0:
-			second = i
+		default:
+			t := f.turnOf(w.first, rivals)
+			if f.elsewhere(first) {
+				t.rank = maxRank - 1
+			} else {
+				left[t.first]++
+			}
+			if t.before(best) {
+				best, of = t, i
+			}
 		}
 	}
-	if second < 0 || second >= len(d.pending) {
+	if of < 0 || of >= len(d.pending) {
 		return false
 	}
-	if !p.mayHelp() {
+	switch {
+	case best.rank == 0:
+		p.helped = 0
+	case left[best.first] > best.rank+2 && p.idle() >= tick*time.Duration(best.rank):
+		// Who comes before us has enough to do for now.
+	case !f.mayHelp(p, best.rank):
 		f.arm() // tick asks again
 		return false
 	}
-	return f.take(p, d, second)
+	return f.take(p, d, of)
 }
 
 func (f *feed) take(p *peer, d *download, i int) bool {
@@ -384,63 +404,6 @@ func (f *feed) take(p *peer, d *download, i int) bool {
 	p.work.next = p.work.first
 	d.pending = slices.Delete(d.pending, i, i+1)
 	return true
-}
-
-// helpAfter is how long a seed must have been idle before it is asked for what
-// should come from others.
-const helpAfter = 200 * time.Millisecond
-
-// maxHelp bounds the chunks that a seed is then asked for at once.
-const maxHelp = 8
-
-// mayHelp says whether p, a seed, may be asked for a chunk that others could
-// bring: after a pause, and for more each time, as they seem to be slow.
-func (p *peer) mayHelp() bool {
-	if p.help == 0 {
-		if len(p.inFlight) > 0 || time.Since(p.heard) < helpAfter {
-			return false
-		}
-		p.helped = min(2*p.helped+1, maxHelp)
-		p.help = p.helped
-	}
-	p.help--
-	return true
-}
-
-// rivals returns the peers other than p that download the core as we do.
-func (f *feed) rivals(p *peer) []PeerID {
-	var ids []PeerID
-	for _, q := range f.peers {
-		if q != p && q.downloading && q.have.contiguous < f.tree.Length && f.usable(q) && !q.stalled {
-			ids = append(ids, q.c.id)
-		}
-	}
-	return ids
-}
-
-// falls says whether the chunk that begins at first is ours to fetch from a
-// seed, rather than one of the rivals': whoever has the lowest hash of both.
-func (f *feed) falls(first uint64, rivals []PeerID) bool {
-	ours := lot(first, f.r.cfg.Self)
-	for _, id := range rivals {
-		if lot(first, id) < ours {
-			return false
-		}
-	}
-	return true
-}
-
-// lot mixes a block number and a peer. Keys are random already.
-func lot(first uint64, id PeerID) uint64 {
-	x := binary.LittleEndian.Uint64(id[:]) ^ first*0x9e3779b97f4a7c15
-	x ^= x >> 32
-	x *= 0xd6e8feb86659fd93
-	return x ^ x>>32
-}
-
-// elsewhere says whether a peer other than p has block i.
-func (f *feed) elsewhere(p *peer, i uint64) bool {
-	return slices.ContainsFunc(f.peers, func(q *peer) bool { return q != p && q.have.has(i) && f.usable(q) })
 }
 
 // canBring says whether p has a block of [lo, hi) that is neither stored nor in

@@ -59,9 +59,11 @@ type peer struct {
 	paused     bool                // sent a wrong proof that may be explained yet
 	blamed     error               // the wrong proof
 	stalled    bool
-	work       chunk               // what it downloads of a range
-	help       int                 // chunks it may be asked for now though others could bring them
-	helped     int                 // what help began with the last time
+	work       chunk // what it downloads of a range
+	help       int   // chunks it may be asked for now though others could bring them
+	helped     int   // what help began with the last time
+	speed      speed
+	grown      time.Time           // when it last told of blocks that it got
 	promised   map[uint64]*request // tree nodes that answers in flight will bring
 
 	checked   uint64    // our histories are known to agree up to this length
@@ -177,6 +179,9 @@ func (f *feed) onSync(p *peer, m syncMessage) error {
 		p.checked = 0
 	}
 	first := !p.synced
+	if first {
+		p.grown = time.Now()
+	}
 	if m.fork != p.fork || m.length != p.length {
 		p.failures = 0
 	}
@@ -240,7 +245,7 @@ func (f *feed) onRange(p *peer, m rangeMessage) error {
 		p.have.drop(m.start, end)
 		return nil
 	}
-	p.refused = nil
+	p.refused, p.grown = nil, time.Now()
 	p.have.add(m.start, end)
 	f.fill(p)
 	return nil

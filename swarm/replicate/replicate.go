@@ -22,12 +22,15 @@
 //
 // # Who is asked for what
 //
-// Blocks somebody waits for come first, then ranges. Peers get different blocks;
-// a peer that has everything is asked first for what the fewest others have. The
-// number of requests in flight to a peer grows while answers come back promptly
-// and shrinks when they queue up. A request that stays unanswered for longer
-// than the round trips measured allow is sent to another peer as well; when
-// nothing else is left, those still in flight are doubled. The first answer
+// Blocks somebody waits for come first, then ranges. Ranges are cut into chunks,
+// and each peer works on one at a time, so that peers get different blocks. Nodes
+// that download the same from the same seed have an order among them for each
+// chunk: the first fetches it from the seed, and the others from the first, unless
+// that one has too much to do or gets no further. So each block leaves the seed
+// about once. The number of requests in flight to a peer grows while answers come
+// back promptly and shrinks when they queue up. A request that stays unanswered
+// for longer than the round trips measured allow is sent to another peer as well;
+// when nothing else is left, those still in flight are doubled. The first answer
 // counts.
 //
 // # Concurrency

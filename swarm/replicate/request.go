@@ -493,6 +493,7 @@ func (f *feed) accepted(p *peer, req *request, proof *merkle.Proof, applied core
 		p.strikes-- // answers cross changes of the tree now and then
 	}
 	if proof.Block != nil {
+		p.speed.add(len(proof.Block.Value), time.Now())
 		p.have.add(proof.Block.Index, proof.Block.Index+1)
 		f.arrived(proof.Block.Index, proof.Block.Index+1)
 	} else if req.block != nil {

@@ -153,58 +153,106 @@ func TestCut(t *testing.T) {
 	})
 }
 
-// TestSwarm lets four nodes download from one seed and from each other: each
-// block should leave the seed about once.
+// TestSwarm lets nodes download from one seed and from each other: each block
+// should leave the seed about once, whatever one of the nodes is like, and none
+// should wait for that one.
 func TestSwarm(t *testing.T) {
-	simulate(t, func(t *testing.T, ctx context.Context) {
-		c := testStatic(1600, 16<<10)
-		seed := newNode(t, 1, c)
-		var leeches []*node
-		var links []*link
-		upload := 0
-		var seedLinks []*link
-		for i := range 4 {
-			n := newNode(t, byte(i+2))
-			for _, o := range leeches {
-				links = append(links, (&link{delay: 5 * time.Millisecond, rate: 20e6}).connect(ctx, o, n))
-			}
-			l := (&link{delay: 5 * time.Millisecond, rate: 5e6}).connect(ctx, seed, n)
-			links, seedLinks = append(links, l), append(seedLinks, l)
-			leeches = append(leeches, n)
-		}
-		done := make(chan error)
-		for _, n := range leeches {
-			s, _ := n.open(c.key, SessionOptions{})
-			go func() {
-				_, err := s.Update(ctx)
-				if err == nil {
-					err = s.Download(ctx, 0, ^uint64(0))
+	for _, c := range []struct {
+		name   string
+		odd    string // what the last of the nodes is like
+		copies float64
+		within time.Duration // for the others
+	}{
+		{"alike", "", 1.1, 2200 * time.Millisecond},
+		{"one slow", "slow", 1.25, 3 * time.Second},
+		{"one only says that it downloads", "idle", 1.1, 2500 * time.Millisecond},
+		{"one leaves", "leaves", 1.25, 3 * time.Second},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			simulate(t, func(t *testing.T, ctx context.Context) {
+				copies, took := swarmOf(t, ctx, c.odd)
+				t.Logf("the seed sent %.2f copies in %v", copies, took)
+				if copies > c.copies || took > c.within {
+					t.Errorf("want at most %.2f copies within %v", c.copies, c.within)
 				}
-				done <- err
-			}()
+			})
+		})
+	}
+}
+
+// swarmOf runs such a swarm of a seed and four nodes. It returns how many copies
+// the seed has sent until all but an odd one had everything, and how long they
+// took.
+func swarmOf(t *testing.T, ctx context.Context, odd string) (copies float64, took time.Duration) {
+	const blocks, size = 1600, 16 << 10
+	c := testStatic(blocks, size)
+	seed := newNode(t, 1, c)
+	var leeches []*node
+	var links, seedLinks []*link
+	for i := range 4 {
+		n := newNode(t, byte(i+2))
+		fast, slow := 20e6, 5e6
+		if i == 3 && odd == "slow" {
+			fast, slow = 1e6, 0.2e6
 		}
-		start := time.Now()
-		for range leeches {
-			if err := <-done; err != nil {
-				t.Fatal(err)
+		for _, o := range leeches {
+			links = append(links, (&link{delay: 5 * time.Millisecond, rate: fast}).connect(ctx, o, n))
+		}
+		l := (&link{delay: 5 * time.Millisecond, rate: slow}).connect(ctx, seed, n)
+		links, seedLinks = append(links, l), append(seedLinks, l)
+		leeches = append(leeches, n)
+	}
+	start := time.Now()
+	done := make(chan error)
+	wait := 0
+	var sessions []*Session
+	for i, n := range leeches {
+		s, _ := n.open(c.key, SessionOptions{})
+		sessions = append(sessions, s)
+		last := i == 3
+		if last && odd == "idle" {
+			continue
+		}
+		if !last || odd == "" {
+			wait++
+		}
+		go func() {
+			_, err := s.Update(ctx)
+			if err == nil {
+				err = s.Download(ctx, 0, ^uint64(0))
 			}
+			if !last || odd == "" {
+				done <- err
+			}
+		}()
+	}
+	if odd == "leaves" {
+		time.AfterFunc(700*time.Millisecond, func() { sessions[3].Close() })
+	}
+	for range wait {
+		if err := <-done; err != nil {
+			t.Fatal(err)
 		}
-		took := time.Since(start)
-		for _, l := range links {
-			l.cut()
-		}
-		for _, l := range seedLinks {
-			upload += l.b.bytes
-		}
-		copies := float64(upload) / float64(1600*16<<10)
-		t.Logf("the seed sent %.2f copies in %v", copies, took)
-		if copies > 1.5 {
-			t.Errorf("the seed sent %.2f copies", copies)
-		}
-		for _, n := range leeches {
+	}
+	took = time.Since(start)
+	upload := 0
+	for _, l := range seedLinks {
+		l.b.mu.Lock()
+		upload += l.b.bytes
+		l.b.mu.Unlock()
+	}
+	for _, s := range sessions {
+		s.Close()
+	}
+	for _, l := range links {
+		l.cut()
+	}
+	for i, n := range leeches {
+		if i < 3 || odd == "" {
 			sameBlocks(t, n.cores[c.key.Discovery()], c)
 		}
-	})
+	}
+	return float64(upload) / float64(blocks*size), took
 }
 
 // TestFairness downloads two cores over one connection: a small one must not
