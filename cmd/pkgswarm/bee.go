@@ -46,10 +46,12 @@ func newBeeCommand(s *streams) *cobra.Command {
 		Use:   "bee",
 		Short: "Work with Hyperbee maps",
 		Long: `Work with Hyperbee 2 maps on the cores of the data directory's store. A CORE is
-named by its name in this store, or by its key in z-base-32 or hexadecimal digits.
+named by its name in this store, or by its key in z-base-32 or hexadecimal.
 
 Exit codes: 0 done, 1 failed or no such key, 2 wrong usage, 10 no store, 11 the
 store is in use.`,
+		Example: `  pkgswarm bee put colours apple red
+  pkgswarm bee list colours`,
 		Args: cobra.NoArgs,
 	}
 	f.add(cmd)

@@ -19,7 +19,9 @@ func newBundleCommand(s *streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bundle",
 		Short: "Carry packages to places without a network, as one file",
-		Args:  cobra.NoArgs,
+		Example: `  pkgswarm bundle export --out build.bundle Cargo.lock go.sum
+  pkgswarm bundle import --id 3f9a01c2... build.bundle`,
+		Args: cobra.NoArgs,
 	}
 	cmd.AddCommand(newBundleExportCommand(s), newBundleImportCommand(s))
 	return cmd

@@ -69,6 +69,7 @@ be had and are not in it, 11 the store is in use (--url asks a running node).`,
 		},
 	}
 	f.add(cmd)
+	showOnly(cmd, "data", "state", "offline", "peer", "registry", "no-lan", "fleet-token-file")
 	cmd.Flags().StringVar(&out, "out", "", "`FILE` to write")
 	cmd.Flags().StringVar(&url, "url", "", "`URL` of a running node to take it from")
 	cmd.Flags().Int64SliceVar(&x.trees, "tree", nil, "`N`, the size of a tree that the importing node knows; may be repeated")

@@ -50,6 +50,7 @@ refused, each is named, 11 the store is in use, 130 interrupted.`,
 		},
 	}
 	f.add(cmd)
+	showOnly(cmd, "data", "state", "sumdb")
 	cmd.Flags().StringSliceVar(&i.ids, "id", nil, "`ID` of a bundle whose maker you trust; may be repeated")
 	cmd.Flags().BoolVar(&i.json, "json", false, "print one JSON object a package")
 	return cmd

@@ -13,9 +13,10 @@ import (
 
 func newConfigCommand(s *streams) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "config",
-		Short: "Look at the configuration",
-		Args:  cobra.NoArgs,
+		Use:     "config",
+		Short:   "Look at the configuration",
+		Example: "  pkgswarm config show",
+		Args:    cobra.NoArgs,
 	}
 	asJSON := false
 	show := &cobra.Command{

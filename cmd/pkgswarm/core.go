@@ -122,7 +122,10 @@ func newCoreCommand(s *streams) *cobra.Command {
 		Long: `Work with Hypercore 11 logs in the store of the data directory. A CORE is named
 by its name in this store, or by its key in z-base-32 or hexadecimal digits.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 10 no store, 11 the store is in use.`,
+Exit codes: 0 done, 1 failed, 2 wrong usage, 10 no store, 11 the store is in
+use, 12 no peer answers, 130 interrupted.`,
+		Example: `  pkgswarm core new --name notes
+  pkgswarm core append notes today.txt`,
 		Args: cobra.NoArgs,
 	}
 	f.add(cmd)

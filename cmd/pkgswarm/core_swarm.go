@@ -40,8 +40,8 @@ func (f *coreFlags) serveCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve CORE...",
 		Short: "Serve cores to peers until interrupted",
-		Long: `Serves the cores, and what of them peers have that is not here, to peers that know
-their keys: over TCP, and over WebSocket at ws://ADDR/swarm.`,
+		Long: `Serves the cores, and what of them peers have that is not here, to peers that
+know their keys: over TCP, and over WebSocket at ws://ADDR/swarm.`,
 		Example: "  pkgswarm core serve notes --listen :7071",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -16,8 +16,8 @@ type dirs struct {
 
 // addFlags adds --data and --state to cmd.
 func (d *dirs) addFlags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&d.data, "data", defaultDataDir(), "data `DIR`: what may be fetched again, such as the store")
-	cmd.Flags().StringVar(&d.state, "state", defaultStateDir(), "state `DIR`: identity, tokens, seeds and the newest heads seen")
+	cmd.Flags().StringVar(&d.data, "data", defaultDataDir(), "`DIR` of what may be fetched again")
+	cmd.Flags().StringVar(&d.state, "state", defaultStateDir(), "`DIR` of identity, tokens and heads seen")
 }
 
 // storeDir returns where the cores of a data directory are.

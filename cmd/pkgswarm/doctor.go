@@ -50,9 +50,9 @@ func newDoctorCommand(s *streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Look for what keeps builds from using the node",
-		Long: `Looks at the running node, its directories, its operators' catalogs, its peers, and
-at how cargo and go are set up; each line is a finding and what to do. Nothing is
-changed. Exit code 1 means that something is wrong.`,
+		Long: `Looks at the running node, its directories, its operators' catalogs, its peers,
+and at how cargo and go are set up; each line is a finding and what to do.
+Nothing is changed. Exit code 1 means that something is wrong.`,
 		Example: "  pkgswarm doctor",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -65,6 +65,8 @@ unchanged input it signs nothing.
 
 Exit codes: 0 done, 3 done but for entries that were reported and not signed,
 1 failed, 2 wrong usage, 11 the store is in use, 130 interrupted.`,
+		Example: `  pkgswarm import cargo Cargo.lock
+  pkgswarm import go go.sum --watch --swarm-listen :7071`,
 		Args: cobra.NoArgs,
 	}
 	cmd.AddCommand(newImportCargoCommand(s), newImportGoCommand(s))

@@ -95,6 +95,7 @@ func newImportCargoCommand(s *streams) *cobra.Command {
 	cmd.Flags().StringVar(&f.index, "index", registry.CargoIndex, "sparse index `URL` for crates that are only named")
 	cmd.Flags().StringVar(&f.updates, "updates", "", "feed `URL` that names crates with new versions; looked at with --watch (default: that of crates.io with its index)")
 	cmd.Flags().StringVar(&f.allOf, "all-of", "", "all crates that the index in `DIR` names, from --index")
+	leaveOut(cmd, "all-of", "allow-removal", "cosigner", "download-rate", "every", "lan", "quorum", "updates", "upload-rate", "workers")
 	return cmd
 }
 
@@ -285,7 +286,7 @@ func newImportGoCommand(s *streams) *cobra.Command {
 
   a directory      a GOMODCACHE, or anything with the layout of a GOPROXY
   a file           go.mod, go.sum or an SBOM: the versions it names. Another
-                   file: a list of modules, one a line, each PATH or PATH@VERSION
+                   file: a list of modules, one a line, PATH or PATH@VERSION
   module:PATH      all versions that --goproxy lists; module:PATH@VERSION one
   feed             what the module index (--feed) names since --since`,
 		Example: `  pkgswarm import go go.sum
@@ -305,6 +306,7 @@ func newImportGoCommand(s *streams) *cobra.Command {
 	fl.StringVar(&f.sumdbURL, "sumdb-url", "", "`URL` of the checksum database (default: through the module proxy)")
 	fl.StringVar(&f.feed, "feed", registry.GoIndex, "`URL` of the module index")
 	fl.StringVar(&f.since, "since", "", "`TIME` in RFC 3339 at which a feed is begun; later runs go on from where it ended")
+	leaveOut(cmd, "allow-removal", "cosigner", "download-rate", "every", "feed", "lan", "quorum", "sumdb", "sumdb-url", "upload-rate", "workers")
 	return cmd
 }
 

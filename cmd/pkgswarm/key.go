@@ -25,6 +25,8 @@ func newKeyCommand(s *streams) *cobra.Command {
 		Long: `An operator has one secret seed, from which the keys of the catalog and of
 all package logs derive. The catalog's public key is the registry key, which
 users configure.`,
+		Example: `  pkgswarm key new
+  pkgswarm key backup seed.age`,
 		Args: cobra.NoArgs,
 	}
 	cmd.AddCommand(newKeyNewCommand(s), newKeyShowCommand(s), newKeyBackupCommand(s), newKeyRestoreCommand(s), newKeyRotateCommand(s))
@@ -45,9 +47,10 @@ func newKeyNewCommand(s *streams) *cobra.Command {
 	var d dirs
 	var asJSON, keep bool
 	cmd := &cobra.Command{
-		Use:   "new",
-		Short: "Make a seed and print the registry key",
-		Args:  cobra.NoArgs,
+		Use:     "new",
+		Example: "  pkgswarm key new",
+		Short:   "Make a seed and print the registry key",
+		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if keep {
 				if old, err := catalog.LoadSeed(d.state); err == nil {
@@ -72,9 +75,10 @@ func newKeyShowCommand(s *streams) *cobra.Command {
 	var d dirs
 	asJSON := false
 	cmd := &cobra.Command{
-		Use:   "show",
-		Short: "Print the registry key",
-		Args:  cobra.NoArgs,
+		Use:     "show",
+		Example: "  pkgswarm key show",
+		Short:   "Print the registry key",
+		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			seed, err := catalog.LoadSeed(d.state)
 			if err != nil {
@@ -92,8 +96,9 @@ func newKeyBackupCommand(s *streams) *cobra.Command {
 	var d dirs
 	passFile := ""
 	cmd := &cobra.Command{
-		Use:   "backup FILE",
-		Short: "Write the seed to a file, encrypted with a passphrase",
+		Use:     "backup FILE",
+		Example: "  pkgswarm key backup seed.age",
+		Short:   "Write the seed to a file, encrypted with a passphrase",
 		Long: `Writes the seed to FILE in the format of age, encrypted with a passphrase that
 is asked for on the terminal or read from the first line of a file.`,
 		Args: cobra.ExactArgs(1),
@@ -125,9 +130,10 @@ func newKeyRestoreCommand(s *streams) *cobra.Command {
 	var d dirs
 	passFile := ""
 	cmd := &cobra.Command{
-		Use:   "restore FILE",
-		Short: "Read the seed from a backup",
-		Args:  cobra.ExactArgs(1),
+		Use:     "restore FILE",
+		Example: "  pkgswarm key restore seed.age",
+		Short:   "Read the seed from a backup",
+		Args:    cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			f, err := os.Open(args[0])
 			if err != nil {
@@ -223,8 +229,9 @@ func newKeyRotateCommand(s *streams) *cobra.Command {
 	var f importFlags
 	asJSON := false
 	cmd := &cobra.Command{
-		Use:   "rotate",
-		Short: "Replace the seed by a new one that the old one vouches for",
+		Use:     "rotate",
+		Example: "  pkgswarm key rotate",
+		Short:   "Replace the seed by a new one that the old one vouches for",
 		Long: `Makes a new seed, signs it as the successor of the old one, and signs all
 package logs anew. Users need not change anything: their nodes follow. The old
 seed is kept beside the new one until you remove it; it signs nothing more.

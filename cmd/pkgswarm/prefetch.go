@@ -62,6 +62,7 @@ Exit code 3 means that some packages could not be had; each is named.`,
 		},
 	}
 	f.add(cmd)
+	showOnly(cmd, "data", "state", "offline", "peer", "registry", "no-lan", "fleet-token-file")
 	cmd.Flags().StringVar(&url, "url", "", "`URL` of a running node to do it")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object a package")
 	return cmd

@@ -72,6 +72,8 @@ func newRoot(s *streams) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "pkgswarm",
 		Short:         "A peer-to-peer mirror of crates.io and of the Go module ecosystem",
+		Example:       "  pkgswarm serve\n  pkgswarm run -- cargo build",
+		Annotations:   map[string]string{moreFlags: "Settings of a node, policies: pkgswarm help settings."},
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
@@ -81,7 +83,7 @@ func newRoot(s *streams) *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &exitError{exitUsage, err, "see " + cmd.CommandPath() + " --help"}
 	})
-	root.PersistentFlags().String("config", "", "configuration `FILE` (default: pkgswarm/config.toml in the user's configuration directory)")
+	root.PersistentFlags().String("config", "", "configuration `FILE` (see pkgswarm help settings)")
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
 		f, err := readConfig(cmd)
 		if err != nil {
@@ -95,7 +97,10 @@ func newRoot(s *streams) *cobra.Command {
 	for _, add := range commands {
 		root.AddCommand(add(s))
 	}
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
 	checkUsage(root)
+	explain(root, usualExits)
 	return root
 }
 
@@ -164,6 +169,7 @@ var commands = []func(*streams) *cobra.Command{
 	newConfigCommand,
 	newCoreCommand,
 	newServeCommand,
+	newSettingsTopic,
 	newImportCommand,
 	newKeyCommand,
 	newStatusCommand,

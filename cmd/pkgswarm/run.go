@@ -24,9 +24,9 @@ func newRunCommand(s *streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run [flags] -- COMMAND [ARG...]",
 		Short: "Run a node for the length of one command",
-		Long: `Runs COMMAND with a node of its own: go finds it by GOPROXY, and cargo, also when
-COMMAND calls it, by a stand-in in PATH that adds the replacement of crates.io.
-Nothing is installed or configured. The exit code is that of COMMAND.`,
+		Long: `Runs COMMAND with a node of its own: go finds it by GOPROXY, and cargo, also
+when COMMAND calls it, by a stand-in in PATH that adds the replacement of
+crates.io. Nothing is installed or configured. The exit code is that of COMMAND.`,
 		Example: `  pkgswarm run -- cargo build --locked
   pkgswarm run --peer cache.example.org:7071 -- make`,
 		Args: cobra.MinimumNArgs(1),
@@ -45,6 +45,7 @@ Nothing is installed or configured. The exit code is that of COMMAND.`,
 		},
 	}
 	f.add(cmd)
+	showOnly(cmd, "data", "state", "offline", "peer", "registry", "no-lan", "fleet-token-file")
 	return cmd
 }
 

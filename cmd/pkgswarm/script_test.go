@@ -29,10 +29,11 @@ func TestMain(m *testing.M) {
 // and a home of its own.
 func TestScripts(t *testing.T) { runScripts(t, "testdata") }
 
-// TestRealClients runs the scripts that need cargo and go.
+// TestRealClients runs the scripts that need cargo, go and shells.
 func TestRealClients(t *testing.T) {
-	testenv.Need(t, "cargo")
-	testenv.Need(t, "go")
+	for _, tool := range []string{"cargo", "go", "bash", "zsh", "fish"} {
+		testenv.Need(t, tool)
+	}
 	runScripts(t, "testdata/real")
 }
 

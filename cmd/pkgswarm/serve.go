@@ -37,21 +37,21 @@ func (f *serveFlags) add(cmd *cobra.Command) {
 	fs.StringSliceVar(&f.node.CargoPrivate, "cargo-private-registry", nil, "further cargo registry, `NAME[=sparse+URL]`, kept from peers; may be repeated")
 	fs.StringVar(&f.node.GoUpstream, "go-upstream", "", "GOPROXY `LIST` (default: what go is configured to use)")
 	fs.StringVar(&f.node.SumDB, "sumdb", "", "checksum database, as `\"VKEY [URL]\"`, or off (default: what go is configured to use)")
-	fs.StringSliceVar(&f.node.Private, "private", nil, "`PATTERNS` of names that are nobody else's business, as in GOPRIVATE")
+	fs.StringSliceVar(&f.node.Private, "private", nil, "`PATTERNS` of private names, as in GOPRIVATE")
 	fs.StringSliceVar(&f.node.GoPrivate, "go-private-upstream", nil, "GOPROXY for private modules, as `[PATTERN=]URL`, or direct; may be repeated")
 	fs.DurationVar(&f.node.IndexTTL, "index-ttl", 10*time.Minute, "`TIME` until an index answer is asked for again")
 	fs.BoolVar(&f.node.Offline, "offline", false, "never ask an upstream")
-	fs.StringVar(&f.diskCap, "disk-cap", "", "most `BYTES` of artifacts, such as 500GB (default: no bound)")
+	fs.StringVar(&f.diskCap, "disk-cap", "", "most `BYTES` of artifacts to keep, such as 500GB")
 	fs.StringVar(&f.minFree, "min-free", "256MiB", "`BYTES` of free disk space to leave alone")
-	fs.StringSliceVar(&f.registries, "registry", nil, "registry `KEY` of an operator; several, and agree=N if N of them must agree, are separated by commas")
-	fs.StringVar(&f.node.SwarmListen, "swarm-listen", "", "`ADDRESS` for peers (default: any port with --lan, else none)")
-	fs.StringSliceVar(&f.node.Peers, "peer", nil, "`ADDRESS` of a peer, or a name that resolves to many; may be repeated")
+	fs.StringSliceVar(&f.registries, "registry", nil, "registry `KEY` of an operator; several with commas, and agree=N if N of them must agree")
+	fs.StringVar(&f.node.SwarmListen, "swarm-listen", "", "`ADDRESS` for peers (default: any port)")
+	fs.StringSliceVar(&f.node.Peers, "peer", nil, "`ADDRESS` of a peer or of many; may be repeated")
 	fs.BoolVar(&f.node.LAN, "lan", true, "find peers on the local network")
 	fs.BoolVar(&f.node.PeerExchange, "peer-exchange", true, "learn of peers from peers, and tell them of each other")
 	fs.BoolVar(&f.noLAN, "no-lan", false, "the same as --lan=false")
 	f.rates.add(fs)
 	fs.StringVar(&f.node.FleetTokenFile, "fleet-token-file", "", "`FILE` with the join token of a fleet")
-	fs.StringVar(&f.node.PublicURL, "public-url", "", "`URL` at which other machines reach this node, such as that of a proxy in front of it")
+	fs.StringVar(&f.node.PublicURL, "public-url", "", "`URL` at which other machines reach this node")
 	fs.StringSliceVar(&f.node.Hosts, "host", nil, "further `HOST[:PORT]` that the node answers to; may be repeated")
 	fs.StringVar(&f.node.TLSCert, "tls-cert", "", "certificate `FILE`: serve HTTPS, with HTTP/2")
 	fs.StringVar(&f.node.TLSKey, "tls-key", "", "key `FILE` of the certificate")
@@ -59,6 +59,15 @@ func (f *serveFlags) add(cmd *cobra.Command) {
 	fs.BoolVar(&f.node.Insecure, "insecure", false, "let other machines in without TLS and token")
 	fs.StringVar(&f.logLevel, "log-level", "warn", "`LEVEL` of messages on stderr: debug, info, warn or error")
 	fs.StringVar(&f.logFormat, "log-format", "text", "`FORMAT` of messages: text or json")
+	complete(cmd, "log-level", "debug", "info", "warn", "error")
+	complete(cmd, "log-format", "text", "json")
+}
+
+// complete names the values of a flag to shells.
+func complete(cmd *cobra.Command, flag string, values ...string) {
+	if err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // no such flag, or twice
+	}
 }
 
 // config returns the node's configuration.
@@ -144,9 +153,12 @@ func newServeCommand(s *streams) *cobra.Command {
 		Short: "Run a node: the mirror that cargo and go talk to",
 		Long: `Run a node: the mirror that cargo and go talk to. It fetches packages from
 peers or from the upstream registries, verifies them, keeps them, and gives
-them to peers. Point cargo and go at it with pkgswarm setup.`,
+them to peers. Point cargo and go at it with pkgswarm setup.
+
+Exit codes: 0 stopped by a signal, 1 failed, 2 wrong usage, 11 the store or the
+address is in use.`,
 		Example: `  pkgswarm serve
-  pkgswarm serve --disk-cap 500GB --swarm-listen :7071 --peer seed.example.org:7071`,
+  pkgswarm serve --disk-cap 500GB --swarm-listen :7071 --peer seed.example.org`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := f.config(s)
@@ -167,6 +179,8 @@ them to peers. Point cargo and go at it with pkgswarm setup.`,
 		},
 	}
 	f.add(cmd)
+	showOnly(cmd, "listen", "data", "state", "offline", "disk-cap", "registry", "peer", "swarm-listen",
+		"fleet-token-file", "no-lan", "private", "upload-rate", "public-url", "log-level")
 	return cmd
 }
 

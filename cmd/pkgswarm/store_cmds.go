@@ -40,12 +40,12 @@ func newVerifyCommand(s *streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify",
 		Short: "Read everything that is stored and name each damage",
-		Long: `Reads every file and core of the data directory and checks it. Nothing is changed,
-except with --repair: then what is damaged is dropped, so that it is fetched anew
-when it is next asked for. The node must not be running.
+		Long: `Reads every file and core of the data directory and checks it. Nothing is
+changed, except with --repair: then what is damaged is dropped, so that it is
+fetched anew when it is next asked for. The node must not be running.
 
-With --evidence, checks a file of evidence that an operator has signed two histories
-of one core instead; no store is needed for that.
+With --evidence, checks a file of evidence that an operator has signed two
+histories of one core instead; no store is needed for that.
 
 Exit code 1 means that damage was found, or that evidence proves nothing.`,
 		Example: `  pkgswarm verify

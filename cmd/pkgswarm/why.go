@@ -62,6 +62,7 @@ store, 11 the store is in use, 12 no node answers at --url.`,
 		},
 	}
 	f.add(cmd)
+	showOnly(cmd, "data", "state", "registry")
 	cmd.Flags().StringVar(&url, "url", "", "`URL` of a running node to ask")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
