@@ -16,6 +16,9 @@ import (
 // read; closing the store and opening it again puts the rest right.
 var ErrFailed = errors.New("core: store has failed and must be opened again")
 
+// ErrDamaged is matched by what [Store.Err] returns for a damaged database.
+var ErrDamaged = errors.New("core: database of the store is damaged")
+
 // openDatabase opens Pebble.
 func (s *Store) openDatabase(dir string, o *pebble.Options) (db *pebble.DB, err error) {
 	db, err = pebble.Open(dir, o)
@@ -118,6 +121,16 @@ func (s *Store) broken() error {
 	return nil
 }
 
+// Err returns why the store should be opened again, or made anew: it has failed
+// ([ErrFailed]), or what it has read of its database is damaged ([ErrDamaged]).
+// What can still be read is right all the same.
+func (s *Store) Err() error {
+	if err := s.damage.Load(); err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, *err)
+	}
+	return s.broken()
+}
+
 // pebbleLog passes on what the database has to complain about.
 type pebbleLog struct{ s *Store }
 
@@ -140,6 +153,7 @@ func (s *Store) listener() *pebble.EventListener {
 	var flush atomic.Pointer[error] // how the last one has ended
 	return &pebble.EventListener{
 		DataCorruption: func(info pebble.DataCorruptionInfo) {
+			s.damage.CompareAndSwap(nil, &info.Details)
 			s.log.Error("database is damaged", "path", info.Path, "err", info.Details)
 		},
 		FlushEnd: func(info pebble.FlushInfo) {

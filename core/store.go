@@ -97,6 +97,7 @@ type Store struct {
 
 	failed  atomic.Pointer[error] // why nothing can be written any more
 	trouble atomic.Pointer[error] // why nothing can be written for now
+	damage  atomic.Pointer[error] // what was found of the database
 
 	flushFailed chan struct{} // has one element after a flush has failed
 

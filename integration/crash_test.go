@@ -51,6 +51,9 @@ func runChild(config string) error {
 	if err != nil {
 		return err
 	}
+	if err := node.RecordCrashes(c.Data); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { io.Copy(io.Discard, os.Stdin); cancel() }()
 	fmt.Println(n.URL())
@@ -59,10 +62,11 @@ func runChild(config string) error {
 
 // A nodeProcess is a node in a process of its own.
 type nodeProcess struct {
-	cmd   *exec.Cmd
-	stdin io.Closer
-	url   string
-	ready time.Duration // from the start
+	cmd    *exec.Cmd
+	stdin  io.Closer
+	stderr bytes.Buffer
+	url    string
+	ready  time.Duration // from the start
 }
 
 func startProcess(t testing.TB, dir string, c node.Config) *nodeProcess {
@@ -73,36 +77,50 @@ func startProcess(t testing.TB, dir string, c node.Config) *nodeProcess {
 // startLimited starts a process after a shell command such as ulimit.
 func startLimited(t testing.TB, dir string, c node.Config, limit string) *nodeProcess {
 	t.Helper()
+	p, err := tryProcess(t, dir, c, limit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func tryProcess(t testing.TB, dir string, c node.Config, limit string) (*nodeProcess, error) {
 	c.Listen, c.Data, c.State = "127.0.0.1:0", filepath.Join(dir, "data"), filepath.Join(dir, "state")
 	b, err := json.Marshal(c)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	p := &nodeProcess{cmd: exec.Command(os.Args[0])}
 	if limit != "" {
 		p.cmd = exec.Command("sh", "-c", limit+`; exec "$0"`, os.Args[0])
 	}
 	p.cmd.Env = append(os.Environ(), childEnv+"="+string(b), "GOENV=off", "GOPROXY=", "GOPRIVATE=")
-	var stderr bytes.Buffer
-	p.cmd.Stderr = &stderr
+	p.cmd.Stderr = &p.stderr
 	if p.stdin, err = p.cmd.StdinPipe(); err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	out, err := p.cmd.StdoutPipe()
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	begin := time.Now()
 	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	t.Cleanup(p.kill)
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
-		t.Fatalf("the node did not start: %v\n%s", err, stderr.String())
+		p.kill()
+		return nil, fmt.Errorf("the node did not start: %w\n%s", err, p.stderr.String())
 	}
 	p.url, p.ready = strings.TrimSpace(line), time.Since(begin)
-	return p
+	return p, nil
+}
+
+// stop lets the process end.
+func (p *nodeProcess) stop() {
+	p.stdin.Close()
+	p.cmd.Wait()
 }
 
 func (p *nodeProcess) kill() {

@@ -87,6 +87,9 @@ func (d *doctor) examineNode(ctx context.Context) {
 	} else {
 		d.bad("node", "its log says which part has ended; start it again", "it is not ready")
 	}
+	if st.Store.Trouble != "" {
+		d.bad("store", "restart the node; if it comes again, look at the disk", "%s", st.Store.Trouble)
+	}
 	if st.Store.Damaged > 0 {
 		d.bad("store", "stop the node and run pkgswarm verify; if it goes on, look at the disk", "%d artifacts were damaged since the start", st.Store.Damaged)
 	} else {

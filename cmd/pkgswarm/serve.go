@@ -173,6 +173,9 @@ address is in use.`,
 			if err != nil {
 				return err
 			}
+			if err := node.RecordCrashes(c.Data); err != nil {
+				c.Logger.Warn("a crash would leave no report", "err", err)
+			}
 			fmt.Fprint(s.err, n.Banner())
 			err = n.Run(cmd.Context())
 			return errors.Join(err, n.Close())

@@ -1,6 +1,7 @@
 // Package durable writes small files so that they survive a crash at any
 // instant: after WriteFile returns, the new content is on disk under its name;
-// if it does not return, the old content is.
+// if it does not return, the old content is. It also tells damage from a machine
+// that is short of something.
 package durable
 
 import (
@@ -10,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"syscall"
 )
 
 // WriteFile replaces the file at path by data. Its directory must exist. The
@@ -70,4 +72,15 @@ func SyncDir(dir string) error {
 		return fmt.Errorf("sync %s: %w", dir, err)
 	}
 	return nil
+}
+
+// MachineFault reports whether err is due to the state of the machine, such as a
+// full disk, and says nothing about the files it is about.
+func MachineFault(err error) bool {
+	for _, e := range []error{fs.ErrPermission, syscall.ENOSPC, syscall.EDQUOT, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EROFS} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }

@@ -6,6 +6,7 @@
 // node runs:
 //
 //	store/cores, store/artifacts   databases
+//	store/crash                    why the last process ended, if with a panic
 //	artifacts/                     the files
 //	cargo/, registries/, go/       cached answers of upstreams
 //
@@ -239,23 +240,6 @@ func (e *PermError) Error() string {
 	return fmt.Sprintf("%s is open to other users (mode %04o)", e.Path, e.Perm)
 }
 
-func (n *Node) openStores() (err error) {
-	n.cores, err = core.OpenStore(filepath.Join(n.c.Data, "store", "cores"), core.Options{Logger: n.log, LogBytes: 2 << 20})
-	if err != nil {
-		return err
-	}
-	n.closers = append(n.closers, n.cores.Close)
-	n.artifacts, err = artifact.Open(
-		filepath.Join(n.c.Data, "artifacts"),
-		filepath.Join(n.c.Data, "store", "artifacts"),
-		artifact.Options{Cores: artifact.InCoreStore(n.cores), Cap: n.c.DiskCap, MinFree: n.c.MinFree, Logger: n.log})
-	if err != nil {
-		return err
-	}
-	n.closers = append(n.closers, n.artifacts.Close)
-	return nil
-}
-
 // Close ends what Open began. It is called after Run has returned.
 func (n *Node) Close() error {
 	var errs []error
@@ -450,6 +434,7 @@ func (n *Node) Run(ctx context.Context) error {
 
 func (n *Node) startLoops(ctx context.Context) {
 	n.loops.start(ctx, "artifacts", func(ctx context.Context) error { return n.artifacts.Run(ctx, scrubEvery) })
+	n.loops.start(ctx, "cores", n.watchCores)
 	n.loops.start(ctx, "swarm", n.swarm.Run)
 	if n.signed != nil {
 		n.loops.start(ctx, "catalogs", n.signed.Run)

@@ -31,6 +31,7 @@ type StoreStatus struct {
 	Free    int64  `json:"free"` // of the disk; -1: unknown
 	Damaged uint64 `json:"damaged"`
 	Evicted uint64 `json:"evicted"`
+	Trouble string `json:"trouble,omitempty"` // what is wrong, and what helps
 }
 
 // SwarmStatus describes the node's peers.
@@ -74,7 +75,7 @@ func (n *Node) Status() Status {
 		Swarm:      n.swarmStatus(),
 		Store: StoreStatus{
 			Dir: dir, Files: st.Files, Bytes: st.Bytes, Cap: st.Cap, Free: st.Free,
-			Damaged: st.Damaged, Evicted: st.Evicted,
+			Damaged: st.Damaged, Evicted: st.Evicted, Trouble: n.storeTrouble(),
 		},
 		Usage: n.usage.sum(),
 	}

@@ -2,10 +2,12 @@ package artifact
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 
 	"github.com/pkgswarm/pkgswarm/core"
+	"github.com/pkgswarm/pkgswarm/internal/durable"
 )
 
 // InCoreStore returns the Cores that keeps trees in s and leaves the blocks in
@@ -24,6 +26,9 @@ func (c coreStore) Add(path string, r io.ReaderAt, size int64) (Key, error) {
 		return Key{}, err
 	}
 	opened, err := c.s.AddStatic(path, t)
+	if err != nil && !errors.Is(err, core.ErrNoSpace) && !durable.MachineFault(err) {
+		return Key(t.Key()), fmt.Errorf("%w: %w", ErrUnshared, err)
+	}
 	if err != nil {
 		return Key{}, err
 	}

@@ -36,7 +36,9 @@
 // what was checked, and at least every [recheck]. A damaged file is
 // removed and reported as not there, so that its next user fetches it anew.
 //
-// A missing or unreadable database is set aside and made anew from the files.
+// A missing or unreadable database is set aside and made anew from the files: by
+// Open, or by [Store.Run] when the damage shows while the store is in use. Until
+// then nothing is found and nothing can be committed.
 //
 // All methods may be called concurrently. One process at a time uses a store.
 package artifact

@@ -5,23 +5,27 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 )
 
-const flushEvery = 30 * time.Second
+const (
+	flushEvery  = 30 * time.Second
+	reviveEvery = 5 * time.Second // until a failed database is looked at again
+	evictBatch  = 64              // files looked at at once when room is needed
+)
 
 // Run keeps the store in order until ctx ends: it writes back the times of last
 // requests, finds the files again after the database was lost, and reads
 // through all files once in scrubEvery (0: never). It returns nil, or the error
 // that ended it.
 func (s *Store) Run(ctx context.Context, scrubEvery time.Duration) error {
-	if s.rebuild {
-		if err := s.Rebuild(ctx); err != nil && ctx.Err() == nil {
-			return err
-		}
+	// Also after a crash that left files without their records.
+	if err := s.Rebuild(ctx); err != nil && !errors.Is(err, errDatabase) && ctx.Err() == nil {
+		return err
 	}
 	flush := time.NewTicker(flushEvery)
 	defer flush.Stop()
@@ -31,20 +35,63 @@ func (s *Store) Run(ctx context.Context, scrubEvery time.Duration) error {
 		defer t.Stop()
 		scrub = t.C
 	}
+	again := time.NewTimer(0) // to replace the database
+	defer again.Stop()
 	for {
+		var err error
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-flush.C:
-			if err := s.flushTouched(); err != nil {
-				return fmt.Errorf("artifact store: %w", err)
-			}
+			err = s.flushTouched()
 		case <-scrub:
-			if _, err := s.Scrub(ctx, true); err != nil && ctx.Err() == nil {
-				return fmt.Errorf("artifact store: %w", err)
+			_, err = s.Scrub(ctx, true)
+		case <-s.db.failed:
+			again.Reset(0)
+		case <-again.C:
+			if err = s.revive(ctx); err != nil {
+				s.log.Error("artifact database not replaced: files are passed through and not kept", "err", err, "again_in", reviveEvery)
+				again.Reset(reviveEvery)
+				err = nil
 			}
 		}
+		if err != nil && !errors.Is(err, errDatabase) && ctx.Err() == nil {
+			return fmt.Errorf("artifact store: %w", err)
+		}
 	}
+}
+
+// revive replaces a database that is out of use, and finds the files again.
+func (s *Store) revive(ctx context.Context) error {
+	if s.db.trouble() == nil {
+		return nil
+	}
+	if err := s.replaceDatabase(); err != nil {
+		return err
+	}
+	return s.Rebuild(ctx)
+}
+
+// replaceDatabase replaces a database that is out of use. Of a damaged one, what
+// files cannot tell is kept as far as it can be read: pins and withdrawals.
+func (s *Store) replaceDatabase() error {
+	for i := range s.stripes {
+		s.stripes[i].Lock()
+		defer s.stripes[i].Unlock()
+	}
+	s.totalsMu.Lock()
+	defer s.totalsMu.Unlock()
+	fresh, err := s.db.replace(func(r pebble.Reader) (kept []entry) {
+		for _, kind := range []byte{'p', 'w'} {
+			es, _ := entries(r, []byte{kind}, []byte{kind + 1}, maxHalfDone)
+			kept = append(kept, es...)
+		}
+		return kept
+	})
+	if fresh {
+		s.totals = totals{}
+	}
+	return err
 }
 
 // makeRoom reserves n bytes within the cap and the free space, evicting what was
@@ -95,19 +142,22 @@ func (s *Store) over(n int64) bool {
 // evictWhile removes files in the order of their last request while over is
 // true. Pinned files are not in that order; files in use are passed over.
 func (s *Store) evictWhile(over func() bool) error {
-	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: []byte{'l'}, UpperBound: []byte{'l' + 1}})
-	if err != nil {
-		return err
-	}
-	defer it.Close()
-	for it.First(); it.Valid() && over(); it.Next() {
-		if sum, ok := sumOfLRU(it.Key()); ok && !s.isHeld(sum) {
-			if err := s.evict(sum); err != nil {
-				return err
+	next := []byte{'l'}
+	for over() {
+		es, err := s.db.from(next, []byte{'l' + 1}, evictBatch)
+		if err != nil || len(es) == 0 {
+			return err
+		}
+		for _, e := range es {
+			if sum, ok := sumOfLRU(e.key); ok && !s.isHeld(sum) && over() {
+				if err := s.evict(sum); err != nil {
+					return err
+				}
 			}
 		}
+		next = append(es[len(es)-1].key, 0)
 	}
-	return it.Error()
+	return nil
 }
 
 func (s *Store) evict(sum Sum) error {
@@ -158,12 +208,12 @@ func (s *Store) Remove(sum Sum) error {
 // holds the file's stripe.
 func (s *Store) removeLocked(rec *record) error {
 	s.checked.Remove(rec.SHA256)
-	b := s.db.NewBatch()
-	defer b.Close()
-	s.deleteNames(b, rec)
-	b.Delete(dbKey('a', rec.SHA256), nil)
-	b.Set(dbKey('i', rec.SHA256), nil, nil)
-	if err := s.commit(b, totals{-1, -rec.Size}); err != nil {
+	err := s.commit(totals{-1, -rec.Size}, func(b *pebble.Batch) {
+		s.deleteNames(b, rec)
+		b.Delete(dbKey('a', rec.SHA256), nil)
+		b.Set(dbKey('i', rec.SHA256), nil, nil)
+	})
+	if err != nil {
 		return err
 	}
 	if err := s.opts.step("unshare"); err != nil {
@@ -180,7 +230,7 @@ func (s *Store) removeLocked(rec *record) error {
 	if err := s.root.RemoveAll(rec.path()); err != nil {
 		return err
 	}
-	return s.db.Delete(dbKey('i', rec.SHA256), pebble.NoSync)
+	return s.db.apply(func(b *pebble.Batch) { b.Delete(dbKey('i', rec.SHA256), nil) })
 }
 
 // Pin keeps a file from being evicted, whether it is here now or later.
@@ -193,35 +243,38 @@ func (s *Store) setPin(sum Sum, pin bool) error {
 	lock := s.stripe(sum)
 	lock.Lock()
 	defer lock.Unlock()
-	b := s.db.NewBatch()
-	defer b.Close()
 	rec, err := s.record(sum)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return err
 	}
-	if pin {
-		b.Set(dbKey('p', sum), nil, nil)
-		if rec != nil {
-			b.Delete(lruKey(rec.LastRequest, sum), nil)
+	err = s.db.apply(func(b *pebble.Batch) {
+		if pin {
+			b.Set(dbKey('p', sum), nil, nil)
+			if rec != nil {
+				b.Delete(lruKey(rec.LastRequest, sum), nil)
+			}
+			return
 		}
-	} else {
 		b.Delete(dbKey('p', sum), nil)
 		if rec != nil {
 			b.Set(lruKey(rec.LastRequest, sum), nil, nil)
 		}
+	})
+	if err != nil {
+		return err
 	}
-	return b.Commit(pebble.Sync)
+	return s.db.sync()
 }
 
 func (s *Store) isPinned(sum Sum) bool {
-	_, err := get(s.db, dbKey('p', sum))
+	_, err := s.db.get(dbKey('p', sum))
 	return err == nil
 }
 
 // Withdraw keeps a file from being served or shared from now on, whether it is
 // here now or comes later (SEC-19). reason is shown to those who ask for it.
 func (s *Store) Withdraw(sum Sum, reason string) error {
-	if err := s.db.Set(dbKey('w', sum), []byte(reason), pebble.Sync); err != nil {
+	if err := s.db.set(dbKey('w', sum), []byte(reason)); err != nil {
 		return fmt.Errorf("withdraw %v: %w", sum, err)
 	}
 	rec, err := s.record(sum)
@@ -233,7 +286,7 @@ func (s *Store) Withdraw(sum Sum, reason string) error {
 
 // Restore undoes Withdraw.
 func (s *Store) Restore(sum Sum) error {
-	if err := s.db.Delete(dbKey('w', sum), pebble.Sync); err != nil {
+	if err := s.db.remove(dbKey('w', sum)); err != nil {
 		return fmt.Errorf("restore %v: %w", sum, err)
 	}
 	rec, err := s.record(sum)
@@ -251,7 +304,7 @@ func (s *Store) Restore(sum Sum) error {
 
 // withdrawn returns a WithdrawnError if the file is withdrawn.
 func (s *Store) withdrawn(sum Sum) error {
-	reason, err := get(s.db, dbKey('w', sum))
+	reason, err := s.db.get(dbKey('w', sum))
 	if errors.Is(err, pebble.ErrNotFound) {
 		return nil
 	}
@@ -297,18 +350,14 @@ func (s *Store) Scrub(ctx context.Context, repair bool) ([]Damage, error) {
 
 // nextRecord returns the first record at or after key; nil at the end.
 func (s *Store) nextRecord(key []byte) (*record, error) {
-	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: key, UpperBound: []byte{'a' + 1}})
-	if err != nil {
+	es, err := s.db.from(key, []byte{'a' + 1}, 1)
+	if err != nil || len(es) == 0 {
 		return nil, err
 	}
-	defer it.Close()
-	if !it.First() {
-		return nil, it.Error()
+	if len(es[0].key) != 33 {
+		return nil, fmt.Errorf("artifact database has a key of %d bytes", len(es[0].key))
 	}
-	if len(it.Key()) != 33 {
-		return nil, fmt.Errorf("artifact database has a key of %d bytes", len(it.Key()))
-	}
-	return parseRecord(Sum(it.Key()[1:]), it.Value())
+	return parseRecord(Sum(es[0].key[1:]), es[0].value)
 }
 
 // checkFile reads the file of rec whatever was checked before.
@@ -409,7 +458,7 @@ func (s *Store) readmit(name string, private bool) (bool, error) {
 		rec.H1 = &h1.Sum
 	}
 	if s.opts.Cores != nil && !private {
-		if rec.Key, err = s.opts.Cores.Add(s.abs(name), f, rec.Size); err != nil {
+		if rec.Key, err = s.share(s.abs(name), f, rec.Size); err != nil {
 			return false, err
 		}
 	}
@@ -418,6 +467,9 @@ func (s *Store) readmit(name string, private bool) (bool, error) {
 	defer lock.Unlock()
 	if _, err := s.record(d.Sum); !errors.Is(err, ErrNotFound) {
 		return false, err // stored again meanwhile
+	}
+	if now, err := s.root.Lstat(name); err != nil || !os.SameFile(now, fi) {
+		return false, nil // removed meanwhile
 	}
 	return true, s.putRecord(rec, nil)
 }

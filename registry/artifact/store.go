@@ -9,8 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path"
-	"path/filepath"
-	"strings"
+	"regexp"
 	"sync"
 	"time"
 
@@ -27,6 +26,7 @@ const (
 	privateDir = "private"
 
 	recheck       = 6 * time.Hour // a file in use is read and checked again after this long
+	maxHalfDone   = 1 << 20       // files that a crash may leave half stored
 	checkedFiles  = 1 << 16       // files whose check is remembered
 	stripes       = 64            // locks that serialize work on one file
 	defaultFree   = 256 << 20     // bytes of disk left alone
@@ -40,6 +40,8 @@ var (
 	// ErrNoSpace says that a file cannot be stored because of the disk cap, the
 	// minimum of free space, or a full disk. It may be served without storing it.
 	ErrNoSpace = errors.New("no space for artifacts")
+	// ErrUnshared says that a file could not be made available to peers.
+	ErrUnshared = errors.New("not available to peers")
 	// ErrNewer says that the store was written by a later version of the program.
 	ErrNewer = errors.New("artifact store has a newer format than this program knows")
 )
@@ -57,7 +59,8 @@ func (e *WithdrawnError) Error() string { return fmt.Sprintf("%v was withdrawn: 
 type Cores interface {
 	// Add makes the file at path, which is complete, verified and of that size, a
 	// static core and returns its key. r reads the same file. Adding a file
-	// again, from the same or another path, is no error.
+	// again, from the same or another path, is no error. An error that matches
+	// ErrUnshared comes with the key: the file is fine, and to be added later.
 	Add(path string, r io.ReaderAt, size int64) (Key, error)
 	// Has reports whether the core of that key is there, whole.
 	Has(k Key) bool
@@ -86,9 +89,7 @@ type Store struct {
 	log  *slog.Logger
 	dir  string
 	root *os.Root
-	db   *pebble.DB
-
-	rebuild bool // the database was made anew: Run has to find the files
+	db   *database
 
 	// stripes serialize check, placement and removal of one file. Taken before
 	// totalsMu and mu.
@@ -137,16 +138,26 @@ func Open(artifactDir, dbDir string, o Options) (*Store, error) {
 	if err := s.openFiles(); err != nil {
 		return nil, fmt.Errorf("open artifact store %s: %w", artifactDir, err)
 	}
-	if err := s.openDB(dbDir); err != nil {
+	var err error
+	if s.db, err = openDatabase(dbDir, s.log); err != nil {
 		s.root.Close()
 		return nil, fmt.Errorf("open artifact store %s: %w", artifactDir, err)
 	}
-	if err := s.recover(); err != nil {
+	err = s.recover()
+	if errors.Is(err, errDatabase) {
+		if err = s.replaceDatabase(); err == nil {
+			err = s.recover()
+		}
+	}
+	if err != nil {
 		s.Close()
 		return nil, fmt.Errorf("open artifact store %s: %w", artifactDir, err)
 	}
 	return s, nil
 }
+
+// newerFormat matches the format line of a later version.
+var newerFormat = regexp.MustCompile(`^pkgswarm artifacts ([2-9]|[1-9][0-9]+)\n$`)
 
 // openFiles makes the directories and checks the format of what is there.
 func (s *Store) openFiles() error {
@@ -163,13 +174,16 @@ func (s *Store) openFiles() error {
 			return err
 		}
 	}
+	if fi, err := root.Lstat(formatFile); err == nil && !fi.Mode().IsRegular() {
+		root.RemoveAll(formatFile) // SEC-42
+	}
 	b, err := root.ReadFile(formatFile)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return root.WriteFile(formatFile, []byte(formatLine), 0o600)
 	case err != nil:
 		return err
-	case string(b) != formatLine && strings.HasPrefix(string(b), "pkgswarm artifacts "):
+	case newerFormat.Match(b):
 		return fmt.Errorf("%w: %.40q", ErrNewer, b)
 	case string(b) != formatLine:
 		// A torn write of the first start, or damage: the names of the files
@@ -179,98 +193,23 @@ func (s *Store) openFiles() error {
 	return nil
 }
 
-// openDB opens the database. One that cannot be read is set aside (REL-5).
-func (s *Store) openDB(dir string) error {
-	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
-		return err
-	}
-	_, statErr := os.Stat(dir)
-	db, err := openPebble(dir)
-	if err == nil {
-		err = s.checkFormat(db)
-		if err != nil {
-			db.Close()
-		}
-	}
-	switch {
-	case err == nil:
-		s.db = db
-		s.rebuild = statErr != nil
-		return nil
-	case errors.Is(err, ErrNewer), isLocked(err):
-		return err
-	}
-	aside := fmt.Sprintf("%s.damaged-%d", dir, time.Now().UnixNano())
-	s.log.Error("artifact database is damaged, making a new one from the files", "err", err, "aside", aside)
-	if err := os.Rename(dir, aside); err != nil {
-		return err
-	}
-	if db, err = openPebble(dir); err != nil {
-		return err
-	}
-	s.db, s.rebuild = db, true
-	return s.checkFormat(db)
-}
-
-func openPebble(dir string) (*pebble.DB, error) {
-	cache := pebble.NewCache(blockCache)
-	defer cache.Unref()
-	return pebble.Open(dir, &pebble.Options{
-		Cache:                 cache,
-		MemTableSize:          memTableBytes,
-		MaxOpenFiles:          64,
-		FormatMajorVersion:    pebble.FormatNewest,
-		Logger:                quietLogger{},
-		WALBytesPerSync:       0,
-		L0CompactionThreshold: 4,
-	})
-}
-
-// A quietLogger drops Pebble's own messages; its errors come back from calls.
-type quietLogger struct{}
-
-func (quietLogger) Infof(string, ...any)  {}
-func (quietLogger) Errorf(string, ...any) {}
-func (quietLogger) Fatalf(format string, args ...any) {
-	panic("artifact database: " + fmt.Sprintf(format, args...))
-}
-
-func (s *Store) checkFormat(db *pebble.DB) error {
-	v, err := get(db, []byte{'v'})
-	switch {
-	case errors.Is(err, pebble.ErrNotFound):
-		return db.Set([]byte{'v'}, []byte{formatByte}, pebble.Sync)
-	case err != nil:
-		return err
-	case len(v) != 1 || v[0] != formatByte:
-		return fmt.Errorf("%w: database version %x", ErrNewer, v)
-	}
-	return nil
-}
-
-// get returns a copy of the value of key.
-func get(r pebble.Reader, key []byte) ([]byte, error) {
-	v, closer, err := r.Get(key)
-	if err != nil {
-		return nil, err
-	}
-	defer closer.Close()
-	return append([]byte(nil), v...), nil
-}
-
 // recover brings files and database back in step after a crash (REL-2, REL-3).
 func (s *Store) recover() error {
-	if b, err := get(s.db, []byte{'t'}); err == nil && len(b) == 16 {
+	if b, err := s.db.get([]byte{'t'}); err == nil && len(b) == 16 {
 		s.totals = totals{int64(binary.BigEndian.Uint64(b)), int64(binary.BigEndian.Uint64(b[8:]))}
 	}
 	if err := s.emptyTmp(); err != nil {
 		return err
 	}
-	var halfDone []Sum
-	if err := s.scan('i', func(key, _ []byte) { halfDone = append(halfDone, Sum(key[1:])) }); err != nil {
+	halfDone, err := s.db.from([]byte{'i'}, []byte{'i' + 1}, maxHalfDone)
+	if err != nil {
 		return err
 	}
-	for _, sum := range halfDone {
+	for _, e := range halfDone {
+		if len(e.key) != 33 {
+			continue
+		}
+		sum := Sum(e.key[1:])
 		rec, err := s.record(sum)
 		if err != nil && !errors.Is(err, ErrNotFound) {
 			return err
@@ -280,7 +219,7 @@ func (s *Store) recover() error {
 				s.root.Remove(filePath(sum, private)) // nobody was told that it is here
 			}
 		}
-		if err := s.db.Delete(dbKey('i', sum), pebble.Sync); err != nil {
+		if err := s.db.remove(dbKey('i', sum)); err != nil {
 			return err
 		}
 	}
@@ -300,34 +239,30 @@ func (s *Store) emptyTmp() error {
 	return err
 }
 
-// scan calls f with each key of a kind and its value, which f must not keep.
-func (s *Store) scan(kind byte, f func(key, value []byte)) error {
-	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: []byte{kind}, UpperBound: []byte{kind + 1}})
-	if err != nil {
-		return err
-	}
-	for it.First(); it.Valid(); it.Next() {
-		f(it.Key(), it.Value())
-	}
-	return errors.Join(it.Error(), it.Close())
-}
-
 // Close writes back what is pending. Files handed out stay readable.
 func (s *Store) Close() error {
 	err := s.flushTouched()
-	return errors.Join(err, s.db.Close(), s.root.Close())
+	if errors.Is(err, errDatabase) {
+		err = nil // it has been told of
+	}
+	return errors.Join(err, s.db.close(), s.root.Close())
 }
 
 // record reads the record of a file. The error matches ErrNotFound if there is none.
 func (s *Store) record(sum Sum) (*record, error) {
-	b, err := get(s.db, dbKey('a', sum))
+	b, err := s.db.get(dbKey('a', sum))
 	if errors.Is(err, pebble.ErrNotFound) {
 		return nil, ErrNotFound
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the record of %v: %w", sum, err)
 	}
-	return parseRecord(sum, b)
+	rec, err := parseRecord(sum, b)
+	if err != nil {
+		s.db.fail(err)
+		return nil, fmt.Errorf("%w: %w", errDatabase, err)
+	}
+	return rec, nil
 }
 
 // resolve returns the record that d leads to, whatever the file's state. The
@@ -347,7 +282,7 @@ func (s *Store) resolve(d Digest) (*record, error) {
 }
 
 func (s *Store) resolveBy(kind byte, id [32]byte) (*record, error) {
-	b, err := get(s.db, dbKey(kind, id))
+	b, err := s.db.get(dbKey(kind, id))
 	if errors.Is(err, pebble.ErrNotFound) || err == nil && len(b) != 32 {
 		return nil, ErrNotFound
 	}
@@ -357,12 +292,21 @@ func (s *Store) resolveBy(kind byte, id [32]byte) (*record, error) {
 	return s.record(Sum(b))
 }
 
+// lost makes of an error that is due to the lack of a database that nothing is
+// found: the file is fetched again, or passed through, meanwhile.
+func lost(err error) error {
+	if errors.Is(err, errDatabase) {
+		return fmt.Errorf("%w: %w", ErrNotFound, err)
+	}
+	return err
+}
+
 // Stat describes the file of that digest. The error matches ErrNotFound if the
 // store does not have it and is a [WithdrawnError] if it may not be served.
 func (s *Store) Stat(d Digest) (Info, error) {
 	rec, err := s.resolve(d)
 	if err != nil {
-		return Info{}, err
+		return Info{}, lost(err)
 	}
 	if err := s.withdrawn(rec.SHA256); err != nil {
 		return Info{}, err
@@ -374,7 +318,7 @@ func (s *Store) Stat(d Digest) (Info, error) {
 func (s *Store) StatKey(k Key) (Info, error) {
 	rec, err := s.resolveBy('k', k)
 	if err != nil {
-		return Info{}, err
+		return Info{}, lost(err)
 	}
 	return rec.Info, s.withdrawn(rec.SHA256)
 }
@@ -440,7 +384,7 @@ func (s *Store) isHeld(sum Sum) bool {
 func (s *Store) Open(d Digest) (*File, error) {
 	rec, err := s.resolve(d)
 	if err != nil {
-		return nil, err
+		return nil, lost(err)
 	}
 	if err := s.withdrawn(rec.SHA256); err != nil {
 		return nil, err
@@ -457,7 +401,7 @@ func (s *Store) Open(d Digest) (*File, error) {
 func (s *Store) OpenKey(k Key) (*File, error) {
 	rec, err := s.resolveBy('k', k)
 	if err != nil {
-		return nil, err
+		return nil, lost(err)
 	}
 	if err := s.withdrawn(rec.SHA256); err != nil {
 		return nil, err
@@ -670,13 +614,14 @@ func (s *Store) flushOne(sum Sum, t time.Time) error {
 	if err != nil {
 		return err
 	}
-	b := s.db.NewBatch()
-	defer b.Close()
-	b.Delete(lruKey(rec.LastRequest, sum), nil)
+	before := rec.LastRequest
 	rec.LastRequest = t
-	b.Set(lruKey(t, sum), nil, nil)
-	b.Set(dbKey('a', sum), rec.append(nil), nil)
-	return b.Commit(pebble.NoSync) // losing it costs a little precision only
+	// Not synced: losing it costs a little precision only.
+	return s.db.apply(func(b *pebble.Batch) {
+		b.Delete(lruKey(before, sum), nil)
+		b.Set(lruKey(t, sum), nil, nil)
+		b.Set(dbKey('a', sum), rec.append(nil), nil)
+	})
 }
 
 // Stats are figures of the store.
@@ -686,6 +631,7 @@ type Stats struct {
 	Free         int64  // bytes free on the disk, -1 if unknown
 	Damaged      uint64 // files found damaged since Open
 	Evicted      uint64 // files evicted since Open
+	Trouble      string // why nothing can be stored or found now; empty if all is well
 }
 
 // Stats returns the store's figures.
@@ -699,5 +645,9 @@ func (s *Store) Stats() Stats {
 	if err != nil {
 		free = -1
 	}
-	return Stats{t.files, t.bytes, s.opts.Cap, free, s.damaged, s.evicted}
+	st := Stats{Files: t.files, Bytes: t.bytes, Cap: s.opts.Cap, Free: free, Damaged: s.damaged, Evicted: s.evicted}
+	if err := s.db.trouble(); err != nil {
+		st.Trouble = err.Error()
+	}
+	return st
 }

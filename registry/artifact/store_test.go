@@ -497,8 +497,8 @@ func TestDatabaseLost(t *testing.T) {
 			}
 			s = open(t, dir, Options{})
 			defer s.Close()
-			if !s.rebuild {
-				t.Fatal("the loss went unnoticed")
+			if n := s.Stats().Files; n != 0 {
+				t.Fatalf("the loss went unnoticed: %d files", n)
 			}
 			if err := s.Rebuild(t.Context()); err != nil {
 				t.Fatal(err)
@@ -508,6 +508,145 @@ func TestDatabaseLost(t *testing.T) {
 			}
 			wantMissing(t, s, bad.Digest())
 		})
+	}
+}
+
+// TestDatabaseDamagedInUse damages the tables of a database that is open. Nothing
+// wrong is served, the database is replaced without a restart, and what the files
+// do not tell is kept where it can be read. REL-4, REL-5
+func TestDatabaseDamagedInUse(t *testing.T) {
+	eachTable := func(f func(name string)) func(dir string) {
+		return func(dir string) {
+			names, _ := filepath.Glob(filepath.Join(dir, "*.sst"))
+			if len(names) == 0 {
+				t.Fatal("no tables")
+			}
+			for _, n := range names {
+				f(n)
+			}
+		}
+	}
+	write := func(name string, change func(b []byte) []byte) {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.OpenFile(name, os.O_WRONLY|os.O_TRUNC, 0) // the same file: it may be open
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Write(change(b))
+		f.Close()
+	}
+	for how, damage := range map[string]func(dir string){
+		"garbage": eachTable(func(name string) {
+			write(name, func(b []byte) []byte { return bytes.Repeat([]byte("garbage!"), len(b)/8+1) })
+		}),
+		"bit": eachTable(func(name string) {
+			write(name, func(b []byte) []byte { b[10] ^= 1; return b })
+		}),
+		"cut":     eachTable(func(name string) { write(name, func(b []byte) []byte { return b[:len(b)/2] }) }),
+		"empty":   eachTable(func(name string) { write(name, func([]byte) []byte { return nil }) }),
+		"removed": eachTable(func(name string) { os.Remove(name) }),
+		"all removed": func(dir string) {
+			eachTable(func(name string) { os.Remove(name) })(dir)
+			os.RemoveAll(dir)
+		},
+	} {
+		t.Run(how, func(t *testing.T) {
+			dir := t.TempDir()
+			s := open(t, dir, Options{})
+			z := moduleZip(t, zip.Store)
+			h1, err := HashZip(bytes.NewReader(z), int64(len(z)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := put(s, z, h1, false); err != nil {
+				t.Fatal(err)
+			}
+			a := mustPut(t, s, []byte("private file"))
+			s.db.db.Flush()
+			// What Withdraw does first; it then looks at the tables.
+			late := digestOf([]byte("withdrawn"))
+			if err := s.db.set(dbKey('w', late.Sum), []byte("malware")); err != nil {
+				t.Fatal(err)
+			}
+			damage(filepath.Join(dir, "store", "artifacts"))
+			noticed := false
+			for range 3 { // whatever comes now is right or is not there
+				if got, err := content(s, h1); err == nil && !bytes.Equal(got, z) || err != nil && !errors.Is(err, ErrNotFound) {
+					t.Fatalf("content: %v, %d bytes", err, len(got))
+				}
+				noticed = noticed || s.Stats().Trouble != ""
+			}
+			if !noticed && !strings.Contains(how, "removed") && how != "cut" { // of open files the rest can be read
+				t.Fatal("the damage went unnoticed")
+			}
+			if noticed {
+				if _, err := put(s, []byte("meanwhile"), digestOf([]byte("meanwhile")), false); err == nil {
+					t.Error("a file was committed without a database")
+				}
+			}
+			if err := s.revive(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if st := s.Stats(); st.Trouble != "" || st.Files != 2 {
+				t.Errorf("after the rebuild: %+v", st)
+			}
+			if got, err := content(s, h1); err != nil || !bytes.Equal(got, z) {
+				t.Errorf("after the rebuild: %v", err)
+			}
+			wantContent(t, s, []byte("private file"))
+			if _, err := s.Open(late); !errors.As(err, new(*WithdrawnError)) {
+				t.Errorf("a withdrawn file after the rebuild: %v", err)
+			}
+			wantContent(t, s, []byte("private file"))
+			if found, err := s.Scrub(t.Context(), false); err != nil || len(found) != 0 {
+				t.Errorf("scrub after the rebuild: %v %v", found, err)
+			}
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			s = open(t, dir, Options{}) // and the new one is what the next start finds
+			defer s.Close()
+			if err := s.Rebuild(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if n := s.Stats().Files; n != 2 {
+				t.Errorf("%d files after a restart, want 2", n)
+			}
+			if _, err := s.Stat(a.Digest()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestDatabaseOutOfUse: what is the machine's fault sets nothing aside. REL-5, REL-7
+func TestDatabaseOutOfUse(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, Options{})
+	defer s.Close()
+	mustPut(t, s, []byte("before"))
+	pebbleLog{s.db}.Fatalf("pebble: fatal commit error: %v", &fs.PathError{Op: "write", Err: syscall.ENOSPC})
+	wantMissing(t, s, digestOf([]byte("before")))
+	if s.Stats().Trouble == "" {
+		t.Error("no trouble is told of")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx, 0) }()
+	for s.Stats().Trouble != "" {
+		runtime.Gosched()
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	wantContent(t, s, []byte("before"))
+	mustPut(t, s, []byte("after"))
+	if aside, _ := filepath.Glob(filepath.Join(dir, "store", "*damaged*")); len(aside) != 0 {
+		t.Errorf("set aside: %v", aside)
 	}
 }
 
@@ -556,7 +695,7 @@ func TestCrashBetweenSteps(t *testing.T) {
 				put(s, []byte("half done"), digestOf([]byte("half done")), false)
 				s.Remove(before.SHA256)
 			}()
-			s.db.Close()
+			s.db.close()
 			s.root.Close()
 
 			s = open(t, dir, Options{})

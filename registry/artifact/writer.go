@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"io"
 	"os"
 	"path"
 	"path/filepath"
@@ -243,7 +244,7 @@ func (s *Store) place(w *Writer, rec *record) (Info, error) {
 			rec.H1 = old.H1
 		}
 	}
-	if err := s.db.Set(dbKey('i', rec.SHA256), nil, pebble.Sync); err != nil {
+	if err := s.db.set(dbKey('i', rec.SHA256), nil); err != nil {
 		return Info{}, err
 	}
 	if err := s.moveInAndRecord(w, rec, old); err != nil {
@@ -269,7 +270,7 @@ func (s *Store) moveInAndRecord(w *Writer, rec, old *record) (err error) {
 		return err
 	}
 	if s.opts.Cores != nil && !rec.Private {
-		if rec.Key, err = s.opts.Cores.Add(s.abs(rec.path()), w.f, rec.Size); err != nil {
+		if rec.Key, err = s.share(s.abs(rec.path()), w.f, rec.Size); err != nil {
 			return err
 		}
 	}
@@ -277,6 +278,17 @@ func (s *Store) moveInAndRecord(w *Writer, rec, old *record) (err error) {
 		return err
 	}
 	return s.putRecord(rec, old)
+}
+
+// share makes a file available to peers. That it cannot be now does not keep it
+// from being stored: it is tried again when a peer asks.
+func (s *Store) share(path string, r io.ReaderAt, size int64) (Key, error) {
+	k, err := s.opts.Cores.Add(path, r, size)
+	if errors.Is(err, ErrUnshared) {
+		s.log.Debug("artifact stored but not shared", "err", err)
+		err = nil
+	}
+	return k, err
 }
 
 func (s *Store) abs(name string) string { return filepath.Join(s.dir, filepath.FromSlash(name)) }
@@ -321,25 +333,26 @@ func (s *Store) syncDir(name string) error {
 // that the i record brackets. old is the record it replaces, or nil.
 func (s *Store) putRecord(rec, old *record) error {
 	pinned := s.isPinned(rec.SHA256)
-	b := s.db.NewBatch()
-	defer b.Close()
 	delta := totals{1, rec.Size}
 	if old != nil {
-		s.deleteNames(b, old)
 		delta = totals{0, rec.Size - old.Size}
 	}
-	b.Set(dbKey('a', rec.SHA256), rec.append(nil), nil)
-	if rec.H1 != nil {
-		b.Set(dbKey('h', *rec.H1), rec.SHA256[:], nil)
-	}
-	if rec.Key != (Key{}) {
-		b.Set(dbKey('k', rec.Key), rec.SHA256[:], nil)
-	}
-	if !pinned {
-		b.Set(lruKey(rec.LastRequest, rec.SHA256), nil, nil)
-	}
-	b.Delete(dbKey('i', rec.SHA256), nil)
-	return s.commit(b, delta)
+	return s.commit(delta, func(b *pebble.Batch) {
+		if old != nil {
+			s.deleteNames(b, old)
+		}
+		b.Set(dbKey('a', rec.SHA256), rec.append(nil), nil)
+		if rec.H1 != nil {
+			b.Set(dbKey('h', *rec.H1), rec.SHA256[:], nil)
+		}
+		if rec.Key != (Key{}) {
+			b.Set(dbKey('k', rec.Key), rec.SHA256[:], nil)
+		}
+		if !pinned {
+			b.Set(lruKey(rec.LastRequest, rec.SHA256), nil, nil)
+		}
+		b.Delete(dbKey('i', rec.SHA256), nil)
+	})
 }
 
 // deleteNames removes from the database whatever leads to rec.
@@ -353,13 +366,15 @@ func (s *Store) deleteNames(b *pebble.Batch, rec *record) {
 	b.Delete(lruKey(rec.LastRequest, rec.SHA256), nil)
 }
 
-// commit applies b and the change of the totals in one step, durably.
-func (s *Store) commit(b *pebble.Batch, delta totals) error {
+// commit makes the changes of fill and of the totals in one step, durably.
+func (s *Store) commit(delta totals, fill func(b *pebble.Batch)) error {
 	s.totalsMu.Lock()
 	t := totals{s.totals.files + delta.files, s.totals.bytes + delta.bytes}
-	v := binary.BigEndian.AppendUint64(nil, uint64(t.files))
-	b.Set([]byte{'t'}, binary.BigEndian.AppendUint64(v, uint64(t.bytes)), nil)
-	err := b.Commit(pebble.NoSync)
+	err := s.db.apply(func(b *pebble.Batch) {
+		fill(b)
+		v := binary.BigEndian.AppendUint64(nil, uint64(t.files))
+		b.Set([]byte{'t'}, binary.BigEndian.AppendUint64(v, uint64(t.bytes)), nil)
+	})
 	if err == nil {
 		s.totals = t
 	}
@@ -367,5 +382,5 @@ func (s *Store) commit(b *pebble.Batch, delta totals) error {
 	if err != nil {
 		return err
 	}
-	return s.db.LogData(nil, pebble.Sync) // outside the lock, so that commits share a sync
+	return s.db.sync() // outside the lock, so that commits share a sync
 }
