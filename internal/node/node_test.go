@@ -37,12 +37,10 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m, leaks...)
 }
 
-// leaks are what damaged databases may leave. Pebble loses an iterator, and with it
-// the goroutine of its file cache, when a table turns out to be damaged; of a core
-// store that cannot be opened, core keeps the goroutines waiting.
+// leaks are what damaged databases may leave: Pebble loses an iterator, and with it
+// the goroutine of its file cache, when a table turns out to be damaged.
 var leaks = []goleak.Option{
 	goleak.IgnoreAnyFunction("github.com/cockroachdb/pebble/v2/internal/genericcache.(*shard[...]).releaseLoop"),
-	goleak.IgnoreAnyFunction("github.com/pkgswarm/pkgswarm/core.(*Store).change"),
 }
 
 // A cargoRegistry is an upstream that counts downloads.
