@@ -200,6 +200,7 @@ func (h *handler) serveCrate(w http.ResponseWriter, r *http.Request) {
 	head.Set("Content-Type", "application/gzip")
 	head.Set("Cache-Control", immutable)
 	head.Set("Content-Disposition", "attachment")
+	head.Set("Pkgswarm-Source", string(b.Source))
 	if b.Content != nil {
 		http.ServeContent(w, r, "", time.Time{}, b.Content)
 		return

@@ -244,10 +244,9 @@ type comparison struct {
 	ours, theirs []float64
 }
 
-func median(v []float64) float64 {
-	v = slices.Sorted(slices.Values(v))
-	return v[len(v)/2]
-}
+func sorted(v []float64) []float64 { return slices.Sorted(slices.Values(v)) }
+
+func median(v []float64) float64 { return sorted(v)[len(v)/2] }
 
 // BenchmarkCore is goals A1 to A6 and C1: rounds of both sides, one after the
 // other, and the medians. -benchtime 5x is five rounds.

@@ -6,6 +6,7 @@ package cargoupstream
 import (
 	"bytes"
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -40,13 +41,23 @@ type Server struct {
 type Tamper func(w http.ResponseWriter, r *http.Request, next http.Handler)
 
 // New starts a registry without crates. It stops with the test.
-func New(t testing.TB) *Server {
+func New(t testing.TB) *Server { return start(t, (*httptest.Server).Start) }
+
+// NewTLS is New with HTTPS, and with it HTTP/2.
+func NewTLS(t testing.TB) *Server { return start(t, (*httptest.Server).StartTLS) }
+
+func start(t testing.TB, listen func(*httptest.Server)) *Server {
 	s := &Server{index: map[registry.CrateName][]byte{}, crates: map[string][]byte{}, asked: map[string]int{}}
-	s.server = httptest.NewServer(http.HandlerFunc(s.serve))
+	s.server = httptest.NewUnstartedServer(http.HandlerFunc(s.serve))
+	s.server.EnableHTTP2 = true
+	listen(s.server)
 	t.Cleanup(s.server.Close)
 	s.URL = s.server.URL
 	return s
 }
+
+// Certificate returns the server's certificate, which is its own authority.
+func (s *Server) Certificate() *x509.Certificate { return s.server.Certificate() }
 
 // Index returns the registry's index, as cargo and a node are told of it.
 func (s *Server) Index() string { return "sparse+" + s.URL + "/index/" }

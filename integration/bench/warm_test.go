@@ -1,0 +1,89 @@
+package bench
+
+import (
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/pkgswarm/pkgswarm/internal/goupstream"
+	"github.com/pkgswarm/pkgswarm/internal/node"
+)
+
+// window is how long each side of a warm answer is asked for in a round.
+const window = 300 * time.Millisecond
+
+// goModule has one module with a zip of 1 MB.
+func goModule(b testing.TB) *goupstream.Server {
+	up := goupstream.New(b)
+	up.Add(b, "example.com/a", "v1.0.0", map[string]string{"go.mod": "module example.com/a\n\ngo 1.21\n", "noise": string(noise(1, 1<<20))})
+	up.PutLatest("example.com/a", []byte(`{"Version":"v1.0.0","Time":"2024-05-06T07:08:09Z"}`))
+	return up
+}
+
+// BenchmarkWarm is goals P1, P2 and P3: answers that a node holds, against nginx
+// and Go's file server with the same files.
+func BenchmarkWarm(b *testing.B) {
+	goUp, cargoUp := goModule(b), madeUp(b, 1<<20, 50<<20)
+	n := startNode(b, node.Config{GoUpstream: goUp.URL, SumDB: goUp.Key, CargoUpstream: cargoUp.Index()})
+	dir := b.TempDir()
+	os.Chmod(dir, 0o755)
+	files := serve(b, http.FileServer(http.Dir(dir)))
+	ngx := nginx(b, dir)
+	const mod = "/go/example.com/a/"
+	for _, f := range []struct {
+		goal, what, path string
+		bytes            float64 // of a large file
+		nginx, server    float64 // what is wanted, as ratios; 0: nothing
+	}{
+		{"P1", ".info", mod + "@v/v1.0.0.info", 0, 0.45, 1.2},
+		{"P1", ".mod", mod + "@v/v1.0.0.mod", 0, 0.45, 1.2},
+		{"P1", "index file", "/cargo/cr/at/crate0", 0, 0.45, 1.2},
+		{"P2", "@v/list", mod + "@v/list", 0, 0.45, 1.2},
+		{"P2", "@latest", mod + "@latest", 0, 0.45, 1.2},
+		{"P3", "1 MB zip", mod + "@v/v1.0.0.zip", 1 << 20, 0.9, 0},
+		{"P3", "1 MB crate", crate(0), 1 << 20, 0.9, 0},
+		{"P3", "50 MB crate", crate(1), 50 << 20, 0.9, 0},
+	} {
+		b.Run(f.what, func(b *testing.B) {
+			keep(b, n.URL()+f.path, filepath.Join(dir, filepath.FromSlash(f.path)))
+			unit, scale := "req/s", 1.0
+			if f.bytes > 0 {
+				unit, scale = "MB/s", f.bytes/1e6
+			}
+			sides := []side{
+				{"node", func() float64 { return scale * load(b, n.Addr().String(), f.path) }},
+				{"FileServer", func() float64 { return scale * load(b, files, f.path) }},
+			}
+			if ngx != "" {
+				sides = append(sides, side{"nginx", func() float64 { return scale * load(b, ngx, f.path) }})
+			}
+			got := turns(b, sides...)
+			for against, want := range map[string]float64{"nginx": f.nginx, "FileServer": f.server} {
+				if theirs := got[against]; theirs != nil && want > 0 {
+					add(figure{f.goal, f.what, unit, median(got["node"]), median(theirs), against, ratio(got["node"], theirs), "%.2fx", want, true})
+				}
+			}
+		})
+	}
+}
+
+// keep writes the answer at url to a file, and so has the node hold it.
+func keep(b testing.TB, url, name string) {
+	b.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		b.Fatal(err)
+	}
+	body, err := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if err != nil || resp.StatusCode != 200 {
+		b.Fatalf("%s: %s %v %s", url, resp.Status, err, body)
+	}
+	os.MkdirAll(filepath.Dir(name), 0o755)
+	if err := os.WriteFile(name, body, 0o644); err != nil {
+		b.Fatal(err)
+	}
+}
