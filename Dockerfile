@@ -9,15 +9,16 @@ RUN go mod download
 COPY . .
 RUN CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o /out/pkgswarm ./cmd/pkgswarm
 # The directories of the data and of the state, as the user of the last stage
-# owns them; volumes mounted there take over owner and mode.
-RUN install -d -m 0700 -o 65532 -g 65532 /out/data /out/state /out/tmp
+# owns them; volumes mounted there take over owner and mode. They are copied with
+# what is above them: a directory that COPY itself makes is open to all, and the
+# program refuses that.
+RUN install -d -m 0700 -o 65532 -g 65532 /out/root/tmp \
+    /out/root/var/lib/pkgswarm/data /out/root/var/lib/pkgswarm/state
 
 FROM scratch
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /out/pkgswarm /pkgswarm
-COPY --from=build --chown=65532:65532 /out/data /var/lib/pkgswarm/data
-COPY --from=build --chown=65532:65532 /out/state /var/lib/pkgswarm/state
-COPY --from=build --chown=65532:65532 /out/tmp /tmp
+COPY --from=build --chown=65532:65532 /out/root /
 USER 65532:65532
 ENV PKGSWARM_DATA=/var/lib/pkgswarm/data \
     PKGSWARM_STATE=/var/lib/pkgswarm/state \

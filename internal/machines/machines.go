@@ -6,7 +6,7 @@
 // other, by name, and nothing else. Nothing of the host changes, and all of it is
 // gone when the test ends, however it ends.
 //
-// A machine's root is a directory, or a copy on write of the host's: a computer
+// A machine's root is a copy on write of a directory, or of the host's: a computer
 // with the host's programs whose user finds an empty home.
 //
 // It takes root and iproute2. Without, the test is skipped, or fails under CI=true.
@@ -25,6 +25,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -69,7 +70,7 @@ type Config struct {
 	Name    string
 	Aliases []string // further names
 
-	Root     string  // directory; empty: a copy on write of the host's
+	Root     string  // directory, of which its root is a copy on write; empty: the host's
 	Mounts   []Mount // on top of it, in that order
 	ReadOnly bool    // what is not mounted cannot be written
 
@@ -130,11 +131,11 @@ func (n *Network) mounts(c Config, dir, root string) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("mount --make-rprivate /")
-	if c.Root != "" {
-		line("mount --bind %s %s", c.Root, root)
-	} else {
-		line("mount -t overlay overlay -o lowerdir=/,upperdir=%[1]s/upper,workdir=%[1]s/work %s", dir, root)
+	lower := c.Root
+	if lower == "" {
+		lower = "/"
 	}
+	line("mount -t overlay overlay -o lowerdir=%[3]s,upperdir=%[1]s/upper,workdir=%[1]s/work %[2]s", dir, root, lower)
 	line("mkdir -p %[1]s/proc %[1]s/dev %[1]s/etc && touch %[1]s/etc/hosts", root)
 	for _, m := range c.Mounts {
 		if info, err := os.Stat(m.From); err == nil && !info.IsDir() {
@@ -299,9 +300,19 @@ func (h *holder) pid() int { return h.cmd.Process.Pid }
 
 func (h *holder) ns(kind string) string { return "/proc/" + strconv.Itoa(h.pid()) + "/ns/" + kind }
 
+// release ends the holder and all processes in its namespaces. The kernel reports its
+// end only after that of commands which a failed test has started and not waited for.
 func (h *holder) release() {
 	h.in.Close()
-	h.cmd.Wait()
+	done := make(chan struct{})
+	go func() {
+		h.cmd.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(2 * time.Second):
+	}
 }
 
 // run runs a script with the host's files in the holder's network.
