@@ -128,7 +128,7 @@ is asked for on the terminal or read from the first line of a file.`,
 
 func newKeyRestoreCommand(s *streams) *cobra.Command {
 	var d dirs
-	passFile := ""
+	passFile, asJSON := "", false
 	cmd := &cobra.Command{
 		Use:     "restore FILE",
 		Example: "  pkgswarm key restore seed.age",
@@ -154,11 +154,12 @@ func newKeyRestoreCommand(s *streams) *cobra.Command {
 			if err := catalog.SaveSeed(d.state, seed); err != nil {
 				return keyError(err)
 			}
-			return printRegistryKey(s, seed, false)
+			return printRegistryKey(s, seed, asJSON)
 		},
 	}
 	d.addFlags(cmd)
 	cmd.Flags().StringVar(&passFile, "passphrase-file", "", "read the passphrase from the first line of `FILE`")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
 }
 

@@ -43,6 +43,9 @@ Exit code 3 means that some packages could not be had; each is named.`,
 			}
 			p := &prefetcher{s: s, json: asJSON, name: "prefetch", pkgs: pkgs}
 			if url != "" {
+				if _, err := askStatus(cmd.Context(), url); err != nil {
+					return err
+				}
 				return p.prefetch(cmd.Context(), url)
 			}
 			c, err := f.config(s)

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"slices"
+	"syscall"
 
+	"github.com/pkgswarm/pkgswarm/core"
 	"github.com/pkgswarm/pkgswarm/internal/config"
 	"github.com/spf13/cobra"
 )
@@ -57,6 +60,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		code, hint = e.code, e.hint
 	} else if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		code, err = exitInterrupted, errors.New("interrupted")
+	} else {
+		code, hint = common(err)
 	}
 	if e, ok := errors.AsType[*exitError](err); ok && e.err == nil {
 		return code // a command that was run has said itself what went wrong
@@ -66,6 +71,20 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		fmt.Fprintf(stderr, "hint: %s\n", hint)
 	}
 	return code
+}
+
+// common returns the exit code and what to do for errors that any command may meet.
+func common(err error) (code int, hint string) {
+	if _, ok := errors.AsType[*core.InUseError](err); ok {
+		return exitInUse, "stop that process, or use another --data directory"
+	}
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return exitInUse, "another process listens there: choose another address"
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
+		return exitFailed, "name directories that this user may write to with --data and --state"
+	}
+	return exitFailed, ""
 }
 
 func newRoot(s *streams) *cobra.Command {

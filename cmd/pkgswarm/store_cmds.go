@@ -118,6 +118,7 @@ func verifyEvidence(s *streams, path string) error {
 
 func newGCCommand(s *streams) *cobra.Command {
 	var d dirs
+	asJSON := false
 	cmd := &cobra.Command{
 		Use:   "gc",
 		Short: "Remove what is left over or withdrawn, and what is above the disk cap",
@@ -135,10 +136,14 @@ pinned stays. The node must not be running; a running node does this by itself.`
 			if err != nil {
 				return err
 			}
+			if asJSON {
+				return json.NewEncoder(s.out).Encode(map[string]int64{"freed_bytes": freed})
+			}
 			_, err = fmt.Fprintf(s.out, "freed %s\n", humanize.Bytes(uint64(freed)))
 			return err
 		},
 	}
 	d.addFlags(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
 }
