@@ -18,7 +18,7 @@ func TestCompose(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"build-cargo", "build-go", "client-1", "client-2", "operator", "seed", "seeder-1", "seeder-2"}
+	want := []string{"build-cargo", "build-go", "client-1", "client-2", "fill", "import-go", "operator", "seed", "seeder-1", "seeder-2"}
 	for _, name := range want {
 		if _, err := p.GetService(name); err != nil {
 			t.Errorf("service %s: %v", name, err)

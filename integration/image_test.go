@@ -356,7 +356,7 @@ func (c *container) healthy() bool {
 }
 
 // awaitHealthy waits until the health check passes.
-func (c *container) awaitHealthy(said *strings.Builder) {
+func (c *container) awaitHealthy(said fmt.Stringer) {
 	c.t.Helper()
 	for end := time.Now().Add(30 * time.Second); !c.healthy(); time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(end) {
@@ -416,15 +416,15 @@ func TestImage(t *testing.T) {
 			t.Error("it is healthy before it runs")
 		}
 		cmd := c.command(img.cmd...)
-		var said strings.Builder
-		cmd.Stdout, cmd.Stderr = &said, &said
+		said := &lockedBuilder{}
+		cmd.Stdout, cmd.Stderr = said, said
 		if err := c.Start(cmd); err != nil {
 			t.Fatal(err)
 		}
-		c.awaitHealthy(&said)
+		c.awaitHealthy(said)
 		cmd.Process.Signal(syscall.SIGTERM) // as an engine stops it
 		if err := cmd.Wait(); err != nil {
-			t.Errorf("stopped: %v\n%s", err, &said)
+			t.Errorf("stopped: %v\n%s", err, said)
 		}
 		if _, err := os.Stat(filepath.Join(state, "identity")); err != nil {
 			t.Errorf("nothing is in the volume: %v", err)
