@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/pkgswarm/pkgswarm/internal/node"
 	"github.com/pkgswarm/pkgswarm/registry"
@@ -156,11 +157,36 @@ func (p *prefetcher) prefetch(ctx context.Context, url string) error {
 		return err
 	}
 	err := p.run(ctx)
+	settle(ctx, url)
 	if err == nil && !p.json {
 		_, err = fmt.Fprintf(p.s.out, "%s here\n", count(len(p.pkgs), "package is", "packages are"))
 	}
 	return err
 }
+
+// settle waits until what the node has answered is stored for good (REL-1), or for
+// settleTimeout: others may keep the node busy.
+func settle(ctx context.Context, url string) {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	tick := time.NewTicker(settleEvery)
+	defer tick.Stop()
+	for {
+		if st, err := askStatus(ctx, url); err != nil || st.Fetching == 0 {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+const (
+	settleEvery   = 20 * time.Millisecond
+	settleTimeout = 10 * time.Second
+)
 
 // buildPaths returns the paths at a node of the files that a build asks for.
 func buildPaths(pkg lockfile.Package) ([]string, error) {

@@ -15,6 +15,9 @@ const maxCrash = 1 << 20
 // so that the next start can do something about it. It is for a process that runs
 // one node, with that data directory, which has been opened.
 func RecordCrashes(data string) error {
+	if fi, err := os.Lstat(crashFile(data)); err == nil && !fi.Mode().IsRegular() {
+		os.RemoveAll(crashFile(data))
+	}
 	f, err := os.OpenFile(crashFile(data), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err

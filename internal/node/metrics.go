@@ -9,6 +9,7 @@ import (
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
 	"github.com/pkgswarm/pkgswarm/registry/fetch"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
@@ -49,7 +50,8 @@ func newMetrics(n *Node) *metrics {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help},
 			func() float64 { return float64(f(n.artifacts.Stats())) })
 	}
-	m.registry.MustRegister(m.requests, m.latency, m.artifacts, m.bytes, m.failures, m.wrong, m.panics,
+	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		m.requests, m.latency, m.artifacts, m.bytes, m.failures, m.wrong, m.panics,
 		gauge("pkgswarm_store_files", "Artifacts stored.", func(s artifact.Stats) int64 { return s.Files }),
 		gauge("pkgswarm_store_bytes", "Size of the artifacts stored.", func(s artifact.Stats) int64 { return s.Bytes }),
 		gauge("pkgswarm_store_free_bytes", "Free space of the store's disk.", func(s artifact.Stats) int64 { return s.Free }),

@@ -19,7 +19,8 @@ type Status struct {
 	Registries []RegistryStatus `json:"registries"`
 	Swarm      SwarmStatus      `json:"swarm"`
 	Store      StoreStatus      `json:"store"`
-	Usage      Usage            `json:"usage"` // since the start
+	Usage      Usage            `json:"usage"`    // since the start
+	Fetching   int              `json:"fetching"` // artifacts on their way; with 0, what was answered is stored
 }
 
 // StoreStatus describes the artifact store.
@@ -77,7 +78,8 @@ func (n *Node) Status() Status {
 			Dir: dir, Files: st.Files, Bytes: st.Bytes, Cap: st.Cap, Free: st.Free,
 			Damaged: st.Damaged, Evicted: st.Evicted, Trouble: n.storeTrouble(),
 		},
-		Usage: n.usage.sum(),
+		Usage:    n.usage.sum(),
+		Fetching: n.fetcher.Flights(),
 	}
 }
 

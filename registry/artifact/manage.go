@@ -19,13 +19,17 @@ const (
 )
 
 // Run keeps the store in order until ctx ends: it writes back the times of last
-// requests, finds the files again after the database was lost, and reads
-// through all files once in scrubEvery (0: never). It returns nil, or the error
-// that ended it.
+// requests, evicts what is over the cap, finds the files again after the database
+// was lost, and reads through all files once in scrubEvery (0: never). It returns
+// nil, or the error that ended it.
 func (s *Store) Run(ctx context.Context, scrubEvery time.Duration) error {
 	// Also after a crash that left files without their records.
 	if err := s.Rebuild(ctx); err != nil && !errors.Is(err, errDatabase) && ctx.Err() == nil {
 		return err
+	}
+	// The cap may have become smaller, or the disk fuller.
+	if _, err := s.Collect(); err != nil && !errors.Is(err, errDatabase) {
+		return fmt.Errorf("artifact store: %w", err)
 	}
 	flush := time.NewTicker(flushEvery)
 	defer flush.Stop()
@@ -43,7 +47,7 @@ func (s *Store) Run(ctx context.Context, scrubEvery time.Duration) error {
 		case <-ctx.Done():
 			return nil
 		case <-flush.C:
-			err = s.flushTouched()
+			_, err = s.Collect()
 		case <-scrub:
 			_, err = s.Scrub(ctx, true)
 		case <-s.db.failed:

@@ -267,6 +267,14 @@ func (f *Fetcher) Close() {
 	f.wg.Wait()
 }
 
+// Flights returns how many artifacts are under way. Those that were answered before
+// and are not any more are stored for good, where there was room for them.
+func (f *Fetcher) Flights() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.flights)
+}
+
 // Wait waits until no flight is under way, or ctx ends.
 func (f *Fetcher) Wait(ctx context.Context) {
 	done := make(chan struct{})
