@@ -136,6 +136,9 @@ func (n *Node) mirrorCargo(c crates.Config, s cargoSource, public bool, dir, pre
 		n.upstreamNames = append(n.upstreamNames, s.index)
 	}
 	mirror := crates.New(c)
+	if c.Upstream != nil {
+		n.mirrors = append(n.mirrors, mirror)
+	}
 	h := sparseindex.New(sparseindex.Config{
 		Index:        mirror,
 		BaseURL:      func(r *http.Request) string { return n.baseURL(r.Host) + strings.TrimSuffix(prefix, "/") },

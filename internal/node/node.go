@@ -59,6 +59,7 @@ import (
 	"github.com/pkgswarm/pkgswarm/registry/policy"
 	"github.com/pkgswarm/pkgswarm/registry/signed"
 	"github.com/pkgswarm/pkgswarm/registry/sumdb"
+	"github.com/pkgswarm/pkgswarm/registry/upstream"
 	"github.com/pkgswarm/pkgswarm/swarm"
 )
 
@@ -134,6 +135,8 @@ type Node struct {
 	loops     loops
 
 	upstreamNames []string
+	clients       []*upstream.Client
+	mirrors       []*crates.Crates // of cargo registries, private ones included
 	sumKey        string
 	token         string   // for changes over HTTP
 	public        *url.URL // Config.PublicURL; nil without

@@ -84,6 +84,7 @@ func (n *Node) newUpstream(c upstream.Config) (*upstream.Client, error) {
 	c.UserAgent, c.Logger = n.userAgent(), n.log
 	client, err := upstream.New(c)
 	if err == nil {
+		n.clients = append(n.clients, client)
 		n.closers = append(n.closers, func() error { client.Close(); return nil })
 	}
 	return client, err

@@ -320,8 +320,7 @@ func (s *Store) withdrawn(sum Sum) error {
 
 // Damage is one finding of Scrub.
 type Damage struct {
-	Sum  Sum
-	Size int64 // as recorded, in bytes
+	Info // as recorded
 	What string
 }
 
@@ -344,7 +343,7 @@ func (s *Store) Scrub(ctx context.Context, repair bool) ([]Damage, error) {
 			if _, gone := s.record(rec.SHA256); errors.Is(gone, ErrNotFound) {
 				continue // evicted while we looked
 			}
-			found = append(found, Damage{rec.SHA256, rec.Size, err.Error()})
+			found = append(found, Damage{rec.Info, err.Error()})
 			if repair && isDamage(err) {
 				s.dropDamaged(rec, err)
 			}

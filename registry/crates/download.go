@@ -102,6 +102,13 @@ func (s *Crates) download(ctx context.Context, lines []registry.CargoLine) (*fet
 	return fetch.NewDownload(st, from), nil
 }
 
+// Locate finds out where the upstream has its .crate files, which may then be asked
+// for there.
+func (s *Crates) Locate(ctx context.Context) error {
+	_, err := s.dl(ctx)
+	return err
+}
+
 // dl returns the download template of the upstream's config.json.
 func (s *Crates) dl(ctx context.Context) (string, error) {
 	if s.c.DL != "" {
