@@ -71,6 +71,10 @@ const (
 	minTimeout = 500 * time.Millisecond
 	maxTimeout = 10 * time.Second
 
+	// pardonTime is after how long a peer that has stalled, and is asked for nothing
+	// any more, gets another chance.
+	pardonTime = 5 * time.Second
+
 	// minHedge is the least time after which a block somebody waits for is
 	// asked of a second peer.
 	minHedge = 150 * time.Millisecond

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -121,13 +122,17 @@ func (n *node) open(key core.Key, o SessionOptions) (*Session, *memCore) {
 type link struct {
 	delay time.Duration // one way
 	rate  float64       // bytes a second each way; 0 is unlimited
+	// late returns how much longer a frame takes than the others, as one does of
+	// which packets were lost or overtaken: those behind it wait. Nil is never.
+	late func() time.Duration
 	// alter may change or drop what a sends; nil passes everything.
 	alter func(kind int, payload []byte) [][]byte
 
-	a, b *end
-	wg   sync.WaitGroup
-	errA error
-	errB error
+	asleep atomic.Int64 // until then nothing is delivered, in Unix nanoseconds
+	a, b   *end
+	wg     sync.WaitGroup
+	errA   error
+	errB   error
 }
 
 // connect runs a connection between a and b until it ends.
@@ -247,6 +252,9 @@ func (e *end) deliver(f frame) error {
 	if e.link.rate > 0 {
 		e.free = e.free.Add(time.Duration(float64(len(f.payload)+20) / e.link.rate * 1e9))
 	}
+	if e.link.late != nil {
+		e.free = e.free.Add(e.link.late())
+	}
 	f.at = e.free.Add(e.link.delay)
 	wait := e.free.Sub(now) - lineBuffer
 	e.inbox = append(e.inbox, f)
@@ -262,6 +270,24 @@ func (e *end) deliver(f frame) error {
 	}
 	return nil
 }
+
+// await waits until f arrives, and returns false if the end is closed before.
+func (e *end) await(f frame) bool {
+	for {
+		d := max(time.Until(f.at), time.Until(time.Unix(0, e.link.asleep.Load())))
+		if d <= 0 {
+			return true
+		}
+		select {
+		case <-time.After(d):
+		case <-e.done:
+			return false
+		}
+	}
+}
+
+// sleep delivers nothing for d: one end is suspended, or its network is away.
+func (l *link) sleep(d time.Duration) { l.asleep.Store(time.Now().Add(d).UnixNano()) }
 
 // read handles what arrives until the end is closed.
 func (e *end) read() {
@@ -285,12 +311,8 @@ func (e *end) read() {
 		f := e.inbox[0]
 		e.inbox = e.inbox[1:]
 		e.mu.Unlock()
-		if d := time.Until(f.at); d > 0 {
-			select {
-			case <-time.After(d):
-			case <-e.done:
-				continue
-			}
+		if !e.await(f) {
+			continue
 		}
 		if err := e.handle(f); err != nil {
 			if c := e.r.connOf(e); c != nil {

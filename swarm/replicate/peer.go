@@ -58,7 +58,8 @@ type peer struct {
 	pardoned   int                 // answers that may still come to requests we cancelled
 	paused     bool                // sent a wrong proof that may be explained yet
 	blamed     error               // the wrong proof
-	stalled    bool
+	stalled    bool                // did not answer in time, and nothing since
+	stalledAt  time.Time
 	work       chunk // what it downloads of a range
 	help       int   // chunks it may be asked for now though others could bring them
 	helped     int   // what help began with the last time

@@ -1,41 +1,104 @@
 package replicate
 
 import (
+	"cmp"
 	"context"
 	"flag"
+	"fmt"
+	"iter"
+	"maps"
 	"math/rand/v2"
+	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
-var oneSeed = flag.Uint64("seed", 0, "run TestRandomNetwork with this seed only")
+var (
+	oneSeed   = flag.Uint64("seed", 0, "run random tests with this seed only")
+	moreSeeds = flag.Uint64("seeds", 0, "run random tests with that many seeds")
+)
+
+// found are seeds of TestRandomNetwork that have shown a bug: they run always. A
+// bug that no seed shows reliably has a test of its own: TestHeadNotShown, of a
+// timer that ran into requests that had ended. REL-18
+var found = map[uint64]string{
+	80:  "an upgrade that another peer's had overtaken got an honest peer dropped; TestOvertakenUpgrade",
+	187: "the same, with a proof from another length",
+	246: "a peer that had stalled once was not asked again for its higher fork",
+	828: "a refusal of one fork kept from asking for the next",
+}
 
 // TestRandomNetwork lets a writer append and truncate while nodes connect, lose
-// each other, read, download and stop wanting the core, all at random. When the
-// network is whole again, everybody must get everything. REL-11
+// each other, read, download and stop wanting the core, on a network that loses and
+// reorders packets, falls apart in two, and whose nodes sleep and come back under
+// another address, all at random. When the network is whole again, everybody must
+// get everything, and nothing much more than once. REL-11
 func TestRandomNetwork(t *testing.T) {
-	seeds := uint64(400)
-	if testing.Short() {
-		seeds = 40
+	for seed := range found {
+		t.Run(fmt.Sprint("found ", seed), func(t *testing.T) { randomNetwork(t, seed) })
 	}
+	randomly(t, 1000, randomNetwork)
+}
+
+// randomly runs f with so many seeds, on all processors.
+func randomly(t *testing.T, seeds uint64, f func(t *testing.T, seed uint64)) {
 	if *oneSeed != 0 {
-		randomNetwork(t, *oneSeed)
+		f(t, *oneSeed)
 		return
 	}
-	for seed := uint64(1); seed <= seeds && !t.Failed(); seed++ {
-		randomNetwork(t, seed)
+	if testing.Short() {
+		seeds /= 20
+	}
+	seeds = cmp.Or(*moreSeeds, seeds)
+	shards := uint64(runtime.GOMAXPROCS(0))
+	for shard := range shards {
+		t.Run(fmt.Sprint(shard), func(t *testing.T) {
+			t.Parallel()
+			for seed := 1 + shard; seed <= seeds; seed += shards {
+				func() {
+					defer func() { // a failure ends this goroutine
+						if t.Failed() {
+							t.Logf("to repeat: -run '%s' -seed=%d", strings.Split(t.Name(), "/")[0], seed)
+						}
+					}()
+					f(t, seed)
+				}()
+			}
+		})
+	}
+}
+
+// lateness returns a link's late: now and then a packet is lost and sent again.
+func lateness(seed uint64, often float64) func() time.Duration {
+	var mu sync.Mutex
+	rng := rand.New(rand.NewPCG(seed, 11))
+	return func() time.Duration {
+		mu.Lock()
+		defer mu.Unlock()
+		if rng.Float64() < often {
+			return time.Duration(50+rng.IntN(400)) * time.Millisecond
+		}
+		return 0
+	}
+}
+
+// inOrder yields the links in the same order every time.
+func inOrder(links map[[2]int]*link) iter.Seq2[[2]int, *link] {
+	return func(yield func([2]int, *link) bool) {
+		for _, k := range slices.SortedFunc(maps.Keys(links), func(a, b [2]int) int { return slices.Compare(a[:], b[:]) }) {
+			if !yield(k, links[k]) {
+				return
+			}
+		}
 	}
 }
 
 func randomNetwork(t *testing.T, seed uint64) {
 	simulate(t, func(t *testing.T, ctx context.Context) {
-		defer func() {
-			if t.Failed() {
-				t.Logf("to repeat: -run RandomNetwork -seed=%d", seed)
-			}
-		}()
 		rng := rand.New(rand.NewPCG(seed, 7))
 		w := singleWriter(1)
 		w.appendN(1+rng.IntN(50), 40)
@@ -47,19 +110,25 @@ func randomNetwork(t *testing.T, seed uint64) {
 			}
 		}
 		links := map[[2]int]*link{}
+		var all []*link
+		away := 0 // nodes up to that number, and those above, do not reach each other
 		connect := func(i, j int) {
-			if i != j && links[[2]int{min(i, j), max(i, j)}] == nil {
+			if i != j && links[[2]int{min(i, j), max(i, j)}] == nil && (i < away) == (j < away) {
 				l := &link{delay: time.Duration(rng.IntN(40)) * time.Millisecond}
 				if rng.IntN(2) == 0 {
 					l.rate = 20e3 + rng.Float64()*1e6
 				}
+				if rng.IntN(3) == 0 {
+					l.late = lateness(rng.Uint64(), 0.02)
+				}
 				links[[2]int{min(i, j), max(i, j)}] = l.connect(ctx, nodes[i], nodes[j])
+				all = append(all, l)
 			}
 		}
 		var background sync.WaitGroup
 		for range 60 {
 			i, j := rng.IntN(len(nodes)), rng.IntN(len(nodes))
-			switch rng.IntN(12) {
+			switch rng.IntN(15) {
 			case 0, 1:
 				w.appendN(1+rng.IntN(10), rng.IntN(60))
 			case 2:
@@ -70,10 +139,39 @@ func randomNetwork(t *testing.T, seed uint64) {
 			case 3, 4, 5:
 				connect(i, j)
 			case 6:
-				for k, l := range links {
+				for k, l := range inOrder(links) {
 					l.cut()
 					delete(links, k)
 					break
+				}
+			case 12: // node i sleeps
+				d := time.Duration(rng.IntN(20_000)) * time.Millisecond
+				for k, l := range inOrder(links) {
+					if k[0] == i || k[1] == i {
+						l.sleep(d)
+					}
+				}
+			case 13: // node i comes back under another address before the old one is given up
+				for k, l := range inOrder(links) {
+					if k[0] == i || k[1] == i {
+						delete(links, k)
+						l.sleep(time.Minute)
+						connect(k[0], k[1])
+						background.Go(func() {
+							time.Sleep(3 * time.Second)
+							l.cut()
+						})
+					}
+				}
+			case 14: // the network falls apart, or heals
+				if away = rng.IntN(len(nodes)); rng.IntN(2) == 0 {
+					away = 0
+				}
+				for k, l := range inOrder(links) {
+					if (k[0] < away) != (k[1] < away) {
+						l.cut()
+						delete(links, k)
+					}
 				}
 			case 7:
 				open(i)
@@ -105,11 +203,12 @@ func randomNetwork(t *testing.T, seed uint64) {
 		}
 		background.Wait()
 
+		away = 0
 		for i := range nodes {
 			connect(0, i)
 			open(i)
 		}
-		time.Sleep(5 * time.Second)
+		time.Sleep(25 * time.Second) // all are awake
 		final, cancel := context.WithTimeout(ctx, 2*time.Minute)
 		defer cancel()
 		for i, n := range nodes[1:] {
@@ -140,7 +239,7 @@ func randomNetwork(t *testing.T, seed uint64) {
 			}
 		}
 		synctest.Wait()
-		for _, l := range links {
+		for _, l := range all {
 			l.cut()
 			for _, err := range []error{l.errA, l.errB} {
 				if _, ok := err.(*PeerError); ok {

@@ -184,7 +184,7 @@ func (f *feed) tick() {
 	busy := len(f.ranges) > 0 || len(f.urgent) > 0 || len(f.retry) > 0 || len(f.seeks) > 0 || len(f.heads) > 0
 	for _, p := range slices.Clone(f.peers) {
 		f.watchPeer(p, now)
-		busy = busy || len(p.inFlight) > 0 || f.headToCheck(p) > 0
+		busy = busy || len(p.inFlight) > 0 || p.stalled || f.headToCheck(p) > 0
 	}
 	f.pump()
 	if busy {
@@ -198,8 +198,11 @@ func (f *feed) watchPeer(p *peer, now time.Time) {
 	if p.refused != nil && now.Sub(p.refusedAt) > refusalTime {
 		p.refused = nil
 	}
+	if p.stalled && len(p.inFlight) == 0 && now.Sub(p.stalledAt) > pardonTime {
+		p.stalled = false
+	}
 	timeout := p.c.timeout()
-	for _, req := range p.order {
+	for _, req := range p.requests() { // some may end meanwhile
 		if p.inFlight[req.id] != req || req.late {
 			continue
 		}
@@ -226,7 +229,7 @@ func (f *feed) watchPeer(p *peer, now time.Time) {
 
 // stall lets others answer what p is asked for. Its answers still count.
 func (f *feed) stall(p *peer) {
-	p.stalled = true
+	p.stalled, p.stalledAt = true, time.Now()
 	p.c.stalled()
 	for _, req := range p.requests() {
 		if req.late || req.why == forHead {
@@ -409,7 +412,7 @@ func (f *feed) onData(p *peer, list []answer) error {
 	for i, a := range kept {
 		if errs[i] == nil {
 			f.accepted(p, a.req, a.proof, applied[i])
-		} else if err := f.refused(p, a.req, errs[i]); err != nil && fault == nil {
+		} else if err := f.refused(p, a, errs[i]); err != nil && fault == nil {
 			fault = err
 		}
 	}
@@ -479,6 +482,12 @@ func (req *request) matches(proof *merkle.Proof) bool {
 		(m.Upgrade == nil || proof.Upgrade != nil)
 }
 
+// overtaken says whether a is an upgrade from less than is known now, which may not
+// fit: another peer was quicker, or the same one over another connection.
+func (a answer) overtaken(length uint64) bool {
+	return a.proof.Upgrade != nil && a.req.msg.Upgrade != nil && a.req.msg.Upgrade.Start < length
+}
+
 // accepted goes on after proof was stored. f.mu is held.
 func (f *feed) accepted(p *peer, req *request, proof *merkle.Proof, applied core.Applied) {
 	if applied.Upgraded {
@@ -504,9 +513,12 @@ func (f *feed) accepted(p *peer, req *request, proof *merkle.Proof, applied core
 	}
 }
 
-// refused goes on after proof was not stored because of err. f.mu is held.
-func (f *feed) refused(p *peer, req *request, err error) error {
+// refused goes on after a was not stored because of err. f.mu is held.
+func (f *feed) refused(p *peer, a answer, err error) error {
+	req := a.req
 	switch {
+	case a.overtaken(f.tree.Length):
+		f.giveUp(req)
 	case errors.Is(err, merkle.ErrChecksum), errors.Is(err, core.ErrSignature):
 		f.giveUp(req)
 		return f.suspect(p, err)
@@ -557,7 +569,7 @@ func (f *feed) deny(p *peer, req *request) {
 		p.failures++
 		p.canUpgrade = false // until it says so again
 	case forReorg:
-		p.forkDenied = true // until it says so again
+		p.forkDenied = req.msg.Fork == p.fork // until it says so again
 	case forManifest:
 		p.hasManifest = false
 	case forSeek:

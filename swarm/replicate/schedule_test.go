@@ -12,6 +12,8 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/pkgswarm/pkgswarm/core"
+	"github.com/pkgswarm/pkgswarm/core/merkle"
+	"github.com/pkgswarm/pkgswarm/internal/compact"
 )
 
 // blocksOf returns the blocks of c in order.
@@ -150,6 +152,67 @@ func TestCut(t *testing.T) {
 		if cuts < 4 || got.applied > 510 {
 			t.Errorf("%d blocks arrived for 500, %d connections", got.applied, cuts)
 		}
+	})
+}
+
+// TestOvertakenUpgrade gets the answer to an upgrade when more is known already: it
+// is useless, and nobody's fault. REL-18
+func TestOvertakenUpgrade(t *testing.T) {
+	simulate(t, func(t *testing.T, ctx context.Context) {
+		w := singleWriter(1)
+		w.appendN(10, 20)
+		slow, quick, reader := newNode(t, 1, w), newNode(t, 2, w), newNode(t, 3)
+		late := false
+		la := (&link{alter: func(kind int, b []byte) [][]byte {
+			if kind == msgData && late {
+				late = false
+				time.Sleep(8 * time.Second)
+			}
+			return [][]byte{b}
+		}}).connect(ctx, slow, reader)
+		s, _ := reader.open(w.key, SessionOptions{})
+		s.Update(ctx)
+		synctest.Wait()
+		late = true
+		w.appendN(3, 20)
+		time.Sleep(100 * time.Millisecond)
+		lb := (&link{}).connect(ctx, quick, reader)
+		time.Sleep(5 * time.Second)
+		w.appendN(3, 20)
+		time.Sleep(10 * time.Second)
+		if s.Length() != 16 || len(s.Peers()) != 2 {
+			t.Errorf("length %d, %d peers, want 16 and 2", s.Length(), len(s.Peers()))
+		}
+		s.Close()
+		la.cut()
+		lb.cut()
+	})
+}
+
+// TestHeadNotShown has a peer that never shows its signed head while it answers
+// everything else: its requests end in another order than they began. REL-18
+func TestHeadNotShown(t *testing.T) {
+	simulate(t, func(t *testing.T, ctx context.Context) {
+		w := singleWriter(1)
+		w.appendN(50, 20)
+		other, mute, reader := newNode(t, 1, w), newNode(t, 2, w), newNode(t, 3)
+		lo := (&link{}).connect(ctx, other, reader)
+		s, _ := reader.open(w.key, SessionOptions{})
+		s.Update(ctx)
+		lm := (&link{alter: func(kind int, b []byte) [][]byte {
+			if p, _ := merkle.DecodeProof(compact.NewDecoder(b)); kind == msgData && p.Upgrade != nil {
+				return nil
+			}
+			return [][]byte{b}
+		}}).connect(ctx, mute, reader)
+		time.Sleep(time.Second)
+		lo.cut()
+		for i := range uint64(20) {
+			mustGet(t, s, i, w.blocks[i])
+			time.Sleep(time.Second)
+		}
+		s.Close()
+		lm.cut()
 	})
 }
 
