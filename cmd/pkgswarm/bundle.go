@@ -20,7 +20,7 @@ func newBundleCommand(s *streams) *cobra.Command {
 		Use:   "bundle",
 		Short: "Carry packages to places without a network, as one file",
 		Example: `  pkgswarm bundle export --out build.bundle Cargo.lock go.sum
-  pkgswarm bundle import --id 3f9a01c2... build.bundle`,
+  pkgswarm bundle import build.bundle`,
 		Args: cobra.NoArgs,
 	}
 	cmd.AddCommand(newBundleExportCommand(s), newBundleImportCommand(s))
@@ -34,14 +34,10 @@ func bundlePath(atNode string) string {
 }
 
 // A bundleSource is a bundle in place of a node's upstreams.
-type bundleSource struct {
-	r       *bundle.Reader
-	vouched bool
-}
+type bundleSource struct{ r *bundle.Reader }
 
 var _ node.Source = bundleSource{}
 
-func (b bundleSource) Vouched() bool                 { return b.vouched }
 func (bundleSource) AddOrigin(string) error          { return nil }
 func (bundleSource) AddScope(s upstream.Scope) error { return nil }
 

@@ -19,16 +19,17 @@ func newBundleImportCommand(s *streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "import FILE...",
 		Short: "Take the packages of bundles into the store",
-		Long: `Checks every file of a bundle as if a stranger had sent it, and stores what is
-proven. Modules are proven by the checksum database. Nothing proves an index
-file of cargo or an .info file but who made the bundle: they are taken only with
---id and what 'bundle export' has printed, which is of every byte of the bundle.
+		Long: `Checks every file of a bundle as an upstream's are, and stores what is proven:
+modules by the checksum database, .crate files by their index lines. Nothing
+proves an index file or an .info file but the word of who made the bundle. With
+--id and what 'bundle export' has printed, which is of every byte, no other
+bundle is taken in its place.
 The node must not be running. Interrupted, it goes on where it was.
 
 Exit codes: 0 all is stored, 1 failed, 2 wrong usage, 3 some packages were
 refused, each is named, 11 the store is in use, 130 interrupted.`,
-		Example: `  pkgswarm bundle import --id 3f9a01c2... build.bundle
-  pkgswarm serve --offline`,
+		Example: `  pkgswarm bundle import build.bundle
+  pkgswarm bundle import --id 3f9a01c2... build.bundle`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := f.config(s)
@@ -51,7 +52,7 @@ refused, each is named, 11 the store is in use, 130 interrupted.`,
 	}
 	f.add(cmd)
 	showOnly(cmd, "data", "state", "sumdb")
-	cmd.Flags().StringSliceVar(&i.ids, "id", nil, "`ID` of a bundle whose maker you trust; may be repeated")
+	cmd.Flags().StringSliceVar(&i.ids, "id", nil, "take no bundle but the one with this `ID`; may be repeated")
 	cmd.Flags().BoolVar(&i.json, "json", false, "print one JSON object a package")
 	return cmd
 }
@@ -80,8 +81,7 @@ func (i *bundleImport) do(ctx context.Context, c node.Config, name string) error
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	vouched, err := i.vouched(r.ID)
-	if err != nil {
+	if err := i.check(r.ID); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	if !i.json {
@@ -90,29 +90,28 @@ func (i *bundleImport) do(ctx context.Context, c node.Config, name string) error
 			fmt.Fprintf(i.s.err, "%s was cut short: what came before the cut is imported\n", name)
 		}
 	}
-	c.Source = bundleSource{r, vouched}
-	return withNode(ctx, c, func(ctx context.Context, n *node.Node) error { return i.run(ctx, n, r, vouched) })
+	c.Source = bundleSource{r}
+	return withNode(ctx, c, func(ctx context.Context, n *node.Node) error { return i.run(ctx, n, r) })
 }
 
-// vouched reports whether the user vouches for the bundle with that ID. Who names
-// IDs wants no other bundle.
-func (i *bundleImport) vouched(id bundle.Sum) (bool, error) {
+// check returns an error if the user wants other bundles than the one with that ID.
+func (i *bundleImport) check(id bundle.Sum) error {
 	for _, text := range i.ids {
 		var want bundle.Sum
 		if err := want.UnmarshalText([]byte(text)); err != nil {
-			return false, &exitError{exitUsage, fmt.Errorf("--id: %w", err), "pkgswarm bundle export prints it"}
+			return &exitError{exitUsage, fmt.Errorf("--id: %w", err), "pkgswarm bundle export prints it"}
 		}
 		if want == id {
-			return true, nil
+			return nil
 		}
 	}
 	if len(i.ids) > 0 {
-		return false, fmt.Errorf("this is bundle %s, and not one that --id names", id)
+		return fmt.Errorf("this is bundle %s, and not one that --id names", id)
 	}
-	return false, nil
+	return nil
 }
 
-func (i *bundleImport) run(ctx context.Context, n *node.Node, r *bundle.Reader, vouched bool) error {
+func (i *bundleImport) run(ctx context.Context, n *node.Node, r *bundle.Reader) error {
 	var pkgs []lockfile.Package
 	for _, p := range r.Manifest.Packages {
 		pkgs = append(pkgs, lockfile.Package{Ecosystem: p.Ecosystem, Name: p.Name, Version: p.Version, ModOnly: p.ModOnly})
@@ -123,8 +122,6 @@ func (i *bundleImport) run(ctx context.Context, n *node.Node, r *bundle.Reader, 
 		switch tree := n.Status().SumTree; {
 		case r.Cut != nil:
 			e.hint = "copy the bundle anew, compare its size, and import it again"
-		case !vouched:
-			e.hint = "what nothing else proves is taken with --id and the ID that bundle export has printed"
 		case tree > 0 && tree != r.Manifest.Tree:
 			e.hint = fmt.Sprintf("this node knows the tree of %d records of the checksum database: bundle export --tree %d", tree, tree)
 		}

@@ -121,7 +121,7 @@ func (n *Node) mirrorCargo(c crates.Config, s cargoSource, public bool, dir, pre
 	c.Rules, c.DryRun = n.c.Policy.Cargo, n.c.Policy.DryRun
 	switch {
 	case n.c.Source != nil && !c.Unshared:
-		c.Upstream, c.Unvouched = n.c.Source, !n.c.Source.Vouched()
+		c.Upstream = n.c.Source
 		c.Index, c.DL, c.NoAhead = SourceURL+"cargo/", SourceURL+"cargo/dl/{crate}/{version}", true
 	case !n.c.Offline:
 		uc := upstream.Config{Origins: []string{s.index}, Scopes: append(s.scopes, n.netrc()...)}

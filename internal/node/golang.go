@@ -43,7 +43,7 @@ func (n *Node) openGo() error {
 	sc := sumdb.Config{Key: s.sumKey, URL: s.sumURL, Proxies: s.proxies.Proxies(), StateDir: n.c.State, Cache: cache, Logger: n.log}
 	switch {
 	case n.c.Source != nil:
-		mc.Upstream, mc.Unvouched, sc.Upstream = n.c.Source, !n.c.Source.Vouched(), n.c.Source
+		mc.Upstream, sc.Upstream = n.c.Source, n.c.Source
 		mc.Proxies = modules.List{{URL: SourceURL + "go"}}
 		sc.URL = SourceURL + "sumdb"
 	case !n.c.Offline:

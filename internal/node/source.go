@@ -13,13 +13,10 @@ import (
 const SourceURL = "http://source.invalid/"
 
 // A Source is something that has files of upstreams, such as a bundle. What it gives
-// is checked as an upstream's answers are.
+// is checked as an upstream's answers are, and believed as far.
 type Source interface {
 	Get(ctx context.Context, r upstream.Request) (*upstream.Answer, error)
 	Open(ctx context.Context, r upstream.Request) (*upstream.Stream, error)
-	// Vouched says that the source is to be believed where nothing proves a file, as
-	// an upstream is over TLS.
-	Vouched() bool
 	AddOrigin(rawURL string) error
 	AddScope(s upstream.Scope) error
 }

@@ -21,7 +21,7 @@
 // file. Whoever reads a bundle believes nothing of it but this: modules and their
 // go.mod files are proven by the checksum database, .crate files by index lines; the
 // index files themselves and .info files are as good as the word of who made the
-// bundle, which is what the ID is for.
+// bundle, which its ID, told by another way, can be held against.
 //
 // A bundle that was cut short has the files that came before the cut. Hostile ones
 // are refused within the limits below: what is announced is checked before it is

@@ -80,10 +80,6 @@ var ErrNoVersion = fmt.Errorf("%w: no such version", upstream.ErrNotFound)
 // ErrPrivate says that a name is not to be asked of this registry.
 var ErrPrivate = errors.New("private name")
 
-// ErrUnvouched says that an index file is as good as the word of who gave it, and
-// that this is not to be taken.
-var ErrUnvouched = errors.New("nothing proves an index file but who gave it")
-
 // An Upstream asks the upstream registry; an [upstream.Client] is one.
 type Upstream interface {
 	Get(ctx context.Context, r upstream.Request) (*upstream.Answer, error)
@@ -120,15 +116,13 @@ type Config struct {
 	Private string
 
 	Upstream Upstream // nil: offline
-	// Unvouched says that the upstream's word proves nothing: its index files are
-	// refused. DL is then, as elsewhere, where its .crate files are, if not empty.
-	Unvouched bool
-	DL        string
-	Signed    Signed // asked before the upstream; nil: nobody
-	Fetcher   Fetcher
-	Cache     *filecache.Cache
-	TTL       time.Duration // 0: DefaultTTL
-	NoAhead   bool          // do not fetch ahead
+	// DL is where the .crate files are; empty: where the upstream's config.json says.
+	DL      string
+	Signed  Signed // asked before the upstream; nil: nobody
+	Fetcher Fetcher
+	Cache   *filecache.Cache
+	TTL     time.Duration // 0: DefaultTTL
+	NoAhead bool          // do not fetch ahead
 	// Rules say which versions are handed out; with DryRun what they would refuse is
 	// logged only. A refusal is a [policy.Refusal].
 	Rules  policy.Rules
@@ -400,9 +394,6 @@ func (e answered) Unwrap() []error { return []error{e.error, errAnswered} }
 func (s *Crates) ask(ctx context.Context, name registry.CrateName, old *File) (*File, error) {
 	if s.c.Upstream == nil {
 		return nil, fmt.Errorf("index file of %s: %w", name, fetch.ErrUnavailable)
-	}
-	if s.c.Unvouched {
-		return nil, &upstream.Error{URL: s.index + name.IndexPath(), Class: upstream.ErrRefused, Err: ErrUnvouched}
 	}
 	r := upstream.Request{URL: s.index + name.IndexPath(), Kind: upstream.IndexFile}
 	if old != nil {

@@ -187,9 +187,6 @@ func (m *Modules) ask(ctx context.Context, r route, w *wanted, old *File) (*File
 	if err != nil {
 		return nil, &upstream.Error{URL: w.path, Class: upstream.ErrNotFound, Err: err}
 	}
-	if m.conf.Unvouched && w.h1 == nil && !r.private {
-		return nil, &upstream.Error{URL: w.path + "/" + w.name, Class: upstream.ErrRefused, Err: ErrUnvouched}
-	}
 	proof := w.startProof(ctx)
 	var f *File
 	err = r.list.try(ctx, func(base string, hurry bool) error {

@@ -40,9 +40,6 @@ var (
 	// ErrNotHeld says that a module file is not at hand and was not to be fetched. It
 	// matches [upstream.ErrNotFound].
 	ErrNotHeld = fmt.Errorf("%w: not held here, and fetching was disabled", upstream.ErrNotFound)
-	// ErrUnvouched says that a file is as good as the word of who gave it, and that
-	// this is not to be taken.
-	ErrUnvouched = errors.New("nothing proves this file but who gave it")
 	// ErrUnproven says that the checksum database does not vouch for a module that
 	// the upstream has.
 	ErrUnproven = errors.New("not vouched for by the checksum database")
@@ -78,9 +75,6 @@ type PrivateSource struct {
 type Config struct {
 	Proxies  List
 	Upstream Upstream // nil: offline
-	// Unvouched says that the upstream's word proves nothing: only what the checksum
-	// database covers is taken of it.
-	Unvouched bool
 	// Sums is the checksum database; nil: none, no module is shared with peers.
 	Sums Sums
 	// Catalog is asked before the upstream; nil: none.

@@ -6,7 +6,6 @@ import (
 
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
 	"github.com/pkgswarm/pkgswarm/registry/fetch"
-	"github.com/pkgswarm/pkgswarm/registry/upstream"
 )
 
 // unlistedZip gets a zip that no checksum database covers. Its hash, as it was
@@ -17,9 +16,6 @@ func (m *Modules) unlistedZip(ctx context.Context, a *fetch.Artifact) (*fetch.Bo
 		a.Known = []artifact.Digest{d}
 	} else if onlyHeld(ctx) {
 		return nil, ErrNotHeld
-	}
-	if m.conf.Unvouched && len(a.Known) == 0 {
-		return nil, &upstream.Error{URL: a.Name, Class: upstream.ErrRefused, Err: ErrUnvouched}
 	}
 	a.Learn = func(r io.ReaderAt, size int64) (artifact.Digest, error) {
 		d, err := artifact.HashZip(r, size) // within the limits of x/mod
