@@ -16,6 +16,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/pkgswarm/pkgswarm/core"
+	"github.com/pkgswarm/pkgswarm/internal/testenv"
 	"github.com/pkgswarm/pkgswarm/swarm"
 	"github.com/pkgswarm/pkgswarm/swarm/replicate"
 )
@@ -156,11 +157,11 @@ type network struct {
 
 func newNetwork(t *testing.T) *network {
 	if _, err := exec.LookPath("ip"); err != nil || runtime.GOOS != "linux" || os.Getuid() != 0 {
-		t.Skip("SKIPPED: network namespaces need root, Linux and iproute2")
+		testenv.Missing(t, "network namespaces need root, Linux and iproute2")
 	}
 	n := &network{t, fmt.Sprintf("psw%d", os.Getpid()%100000)}
 	if out, err := exec.Command("ip", "netns", "add", n.ns("probe")).CombinedOutput(); err != nil {
-		t.Skipf("SKIPPED: no network namespaces here: %s", out)
+		testenv.Missing(t, "no network namespaces here: %s", out)
 	}
 	exec.Command("ip", "netns", "del", n.ns("probe")).Run()
 	return n
