@@ -27,7 +27,7 @@ type appendCall struct {
 // Append adds blocks at the end and returns the new length. All of them are
 // added, and durable when it returns, or none is. Concurrent calls share one
 // signature and one wait for the disk. The error matches [ErrReadOnly] or
-// [ErrTooLarge].
+// [ErrTooLarge], or is a [*LossError].
 func (c *Core) Append(blocks ...[]byte) (length uint64, err error) {
 	return c.enqueue(&appendCall{blocks: blocks, durable: true})
 }
@@ -110,6 +110,9 @@ func (c *Core) appendLocked(group []*appendCall) error {
 	if !c.writable() {
 		return fmt.Errorf("append to core %s: %w", c.rec.key.Short(), ErrReadOnly)
 	}
+	if err := c.loss(); err != nil {
+		return err
+	}
 	nb := merkle.NewBatch(c.head.tree)
 	var blocks [][]byte
 	durable := false
@@ -150,6 +153,7 @@ func (c *Core) grow(nb *merkle.Batch, sig []byte, blocks [][]byte, durable bool)
 		return fmt.Errorf("append to core %s: %w", c.rec.key.Short(), err)
 	}
 	ch.head.tree, ch.head.signature = nb.Tree, sig
+	ch.signed = c.writable()
 	ch.events = append(ch.events, Event{Appended, first, nb.Tree.Length}, Event{Arrived, first, nb.Tree.Length})
 	return ch.commit(durable)
 }
@@ -211,11 +215,15 @@ func (c *Core) TruncateFork(length, fork uint64) error {
 		return fmt.Errorf("truncate core %s: %w", c.rec.key.Short(), ErrReadOnly)
 	}
 	t := c.head.tree
-	if fork == 0 {
-		fork = t.Fork + 1
+	last := t.Fork
+	if c.loss() != nil {
+		last = c.acked.fork
 	}
-	if length > t.Length || fork <= t.Fork {
-		return fmt.Errorf("truncate core %s to %d of %d blocks, fork %d to %d: %w", c.rec.key.Short(), length, t.Length, t.Fork, fork, ErrRange)
+	if fork == 0 {
+		fork = last + 1
+	}
+	if length > t.Length || fork <= last {
+		return fmt.Errorf("truncate core %s to %d of %d blocks, fork %d to %d: %w", c.rec.key.Short(), length, t.Length, last, fork, ErrRange)
 	}
 	nb, err := merkle.Truncate(t, (*lockedNodes)(c), length, fork)
 	if err != nil {
@@ -243,6 +251,7 @@ func (c *Core) rewrite(nb *merkle.Batch, sig []byte) error {
 		return err
 	}
 	ch.head.tree, ch.head.signature = nb.Tree, sig
+	ch.signed = c.writable()
 	return ch.commit(true)
 }
 

@@ -32,6 +32,7 @@ type change struct {
 	written []uint64         // pages with new data in segments
 	events  []Event
 	deleted bool
+	signed  bool // the head is one that is signed here
 }
 
 func (c *Core) begin() *change {
@@ -328,7 +329,11 @@ func (ch *change) commit(durable bool) error {
 			}
 		}
 	}
-	if err := c.store.commit(ch.b, durable); err != nil {
+	var heads []ack
+	if ch.signed {
+		heads = append(heads, c.headAck(ch.head))
+	}
+	if err := c.store.commit(ch.b, durable, heads...); err != nil {
 		return fmt.Errorf("core %s: %w", c.rec.key.Short(), err)
 	}
 	if !durable {

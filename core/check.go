@@ -23,9 +23,12 @@ func (c *Core) Check(ctx context.Context, report func(error) bool, progress func
 		return nil
 	}
 	c.mu.Lock()
-	h, rec := c.head, c.rec
+	h, rec, loss := c.head, c.rec, c.loss()
 	c.mu.Unlock()
-	err := tell(checkHead(rec, h))
+	err := tell(loss)
+	if err == nil {
+		err = tell(checkHead(rec, h))
+	}
 	for i := uint64(0); i < h.tree.Length && err == nil; i++ {
 		if err = ctx.Err(); err != nil {
 			break

@@ -32,7 +32,7 @@ var (
 // forgotten when that is noticed, so that a replica can fetch it again.
 type DamageError struct {
 	Core  Key
-	What  string // "block", "tree page" or "head"
+	What  string // "block", "tree page", "head", "record" or "file"
 	Index uint64 // of the block, from 0, or the first block of the page
 	Err   error
 }
@@ -84,6 +84,7 @@ type Core struct {
 	have  map[uint64]uint32 // data masks of pages beyond head.contiguous; nil: not read yet
 	file  *os.File          // of a static core
 	dead  bool
+	acked ack // when the core was opened
 
 	watchMu  sync.Mutex // held while events are delivered, so that they stay in order
 	watchers map[int]func(Event)
@@ -101,8 +102,11 @@ type head struct {
 // loadHead reads the head; a core without one is empty.
 func (c *Core) loadHead() error {
 	b, err := c.store.get(c.key(prefixHead, nil))
-	if err != nil || b == nil {
-		return err
+	if err != nil {
+		return c.damage("head", 0, err)
+	}
+	if b == nil {
+		return nil
 	}
 	c.known = true
 	c.head, err = decodeHead(b)
@@ -110,6 +114,18 @@ func (c *Core) loadHead() error {
 		return &DamageError{c.rec.key, "head", 0, err}
 	}
 	return nil
+}
+
+// headAck returns what is noted when h is durable.
+func (c *Core) headAck(h head) ack { return ack{c.id, c.discovery, h.tree.Fork, h.tree.Length} }
+
+// loss returns a [*LossError] if the core has less than was acknowledged. c.mu is
+// held.
+func (c *Core) loss() error {
+	if !c.acked.above(c.headAck(c.head)) {
+		return nil
+	}
+	return &LossError{c.rec.key, c.acked.length, c.acked.fork, c.head.tree.Length}
 }
 
 // encode returns the head as it is stored:
@@ -302,6 +318,15 @@ func treeAt(t merkle.Tree, r merkle.NodeReader, length uint64) (merkle.Tree, err
 	return merkle.Tree{Fork: t.Fork, Length: length, Roots: roots}, err
 }
 
+// damage names what could not be read of c because the database is damaged. Other
+// errors it returns as they are.
+func (c *Core) damage(what string, index uint64, err error) error {
+	if !pebble.IsCorruptionError(err) {
+		return err
+	}
+	return &DamageError{c.rec.key, what, index, err}
+}
+
 // page returns a page, an empty one if nothing is stored. c.mu is held. It must
 // not be modified but for what it remembers.
 func (c *Core) page(level uint8, number uint64) (*page, error) {
@@ -325,7 +350,7 @@ func (c *Core) readPage(r pebble.Reader, level uint8, number uint64) (*page, err
 		return &page{}, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, c.damage("tree page", number*pageBlocks, err)
 	}
 	defer closer.Close()
 	p, err := decodePage(v)

@@ -6,12 +6,17 @@ import (
 	"fmt"
 	"io/fs"
 	"iter"
+
+	"github.com/cockroachdb/pebble/v2"
 )
 
 // lookup returns the record of a core. The error matches [fs.ErrNotExist] when
 // the store does not have it.
 func (s *Store) lookup(dk DiscoveryKey) (record, error) {
 	b, err := s.get(append([]byte{prefixRecord}, dk[:]...))
+	if pebble.IsCorruptionError(err) {
+		return record{}, fmt.Errorf("record of the core with discovery key %s is damaged: %w", dk, err)
+	}
 	if err != nil {
 		return record{}, err
 	}
@@ -90,12 +95,18 @@ func (s *Store) rename(dk DiscoveryKey, r record, alias []byte) error {
 	return nil
 }
 
-// create stores a new core under r, which gets the next number.
+// create stores a new core under r, which gets the next number, or that which it
+// had before its record was lost.
 func (s *Store) create(dk DiscoveryKey, r *record, alias []byte) error {
-	r.id = s.nextID
 	b := s.db.NewBatch()
 	defer b.Close()
-	b.Set([]byte{prefixCounter}, binary.BigEndian.AppendUint32(nil, r.id+1), nil)
+	id, old := s.lost[dk]
+	if r.id = id; old {
+		b.Delete(append([]byte{prefixLost}, dk[:]...), nil)
+	} else {
+		r.id = s.nextID
+		b.Set([]byte{prefixCounter}, binary.BigEndian.AppendUint32(nil, r.id+1), nil)
+	}
 	b.Set(append([]byte{prefixRecord}, dk[:]...), r.encode(), nil)
 	if alias != nil {
 		b.Set(alias, dk[:], nil)
@@ -103,7 +114,9 @@ func (s *Store) create(dk DiscoveryKey, r *record, alias []byte) error {
 	if err := s.commit(b, false); err != nil {
 		return err
 	}
-	s.nextID++
+	if delete(s.lost, dk); !old {
+		s.nextID++
+	}
 	return nil
 }
 
@@ -221,6 +234,17 @@ func (s *Store) openRecord(dk DiscoveryKey, r record, fresh bool) (*Core, error)
 			return nil, fmt.Errorf("open core %s: %w", r.key.Short(), err)
 		}
 	}
+	if a, ok := s.acks.get(c.id); ok && a.dk == dk {
+		c.acked = a
+	}
+	if s.unread[c.id] {
+		if err := s.readAgain(c); err != nil {
+			return nil, fmt.Errorf("open core %s: %w", r.key.Short(), err)
+		}
+	}
+	if err := c.loss(); err != nil {
+		s.log.Error("core is shorter than it was", "core", r.key.Short(), "err", err)
+	}
 	s.cores[dk] = c
 	return c, nil
 }
@@ -284,5 +308,9 @@ func (s *Store) Delete(key Key) error {
 		ch.b.Delete(aliasKey(r.namespace, r.name), nil)
 	}
 	ch.deleted = true
-	return ch.commit(true)
+	if err := ch.commit(true); err != nil {
+		return err
+	}
+	s.acks.forget(r.id)
+	return nil
 }

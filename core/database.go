@@ -28,7 +28,10 @@ func (s *Store) openDatabase(dir string, o *pebble.Options) (db *pebble.DB, err 
 		}
 		return nil, broken
 	}
-	s.opened.Store(true)
+	if err != nil && isBroken(err) && !strings.Contains(err.Error(), "unknown format major version") {
+		err = fmt.Errorf("%w: %w", errOpen, err)
+	}
+	s.opened.Store(err == nil)
 	return db, err
 }
 
@@ -40,7 +43,9 @@ var ErrNoSpace = errors.New("core: no space left on the disk")
 // loss from then on, and with them all that was committed before.
 //
 // Batches enter the database one at a time; waiting for the disk is done together.
-func (s *Store) commit(b *pebble.Batch, durable bool) error {
+//
+// heads are those of cores signed here that b makes.
+func (s *Store) commit(b *pebble.Batch, durable bool, heads ...ack) error {
 	s.commitMu.Lock()
 	if err := s.writable(b.Len()); err != nil {
 		s.commitMu.Unlock()
@@ -54,6 +59,13 @@ func (s *Store) commit(b *pebble.Batch, durable bool) error {
 		err = s.db.Apply(b, pebble.NoSync)
 	}
 	s.wrote = true
+	var acks []ack
+	if err == nil {
+		s.acks.later(heads)
+		if durable {
+			acks = s.acks.take()
+		}
+	}
 	s.commitMu.Unlock()
 	if err == nil && durable {
 		err = b.SyncWait()
@@ -61,7 +73,17 @@ func (s *Store) commit(b *pebble.Batch, durable bool) error {
 	if err == nil {
 		err = s.broken() // Pebble does not hear of it; see databaseFS
 	}
+	if err == nil {
+		s.acknowledge(acks)
+	}
 	return err
+}
+
+// acknowledge notes heads that are durable, apart from the database.
+func (s *Store) acknowledge(heads []ack) {
+	if err := s.acks.write(heads); err != nil {
+		s.log.Warn("acknowledged heads cannot be noted", "err", err)
+	}
 }
 
 // The database refuses writes while less space than this is left, in bytes, or an
@@ -83,6 +105,9 @@ func (s *Store) writable(n int) error {
 	if err := s.trouble.Load(); err != nil {
 		return fmt.Errorf("database cannot write its tables: %w", *err)
 	}
+	if err := s.rotting(); err != nil {
+		return err
+	}
 	s.unchecked += n
 	if s.full == nil && s.unchecked < checkSpaceBytes && time.Since(s.checked) < checkSpaceEvery {
 		return nil
@@ -93,6 +118,25 @@ func (s *Store) writable(n int) error {
 		s.full = fmt.Errorf("%w: %d bytes free", ErrNoSpace, u.AvailBytes)
 	}
 	return s.full // nil, too, where the file system does not tell
+}
+
+// maxUnmerged is how many layers of tables may gather while damage keeps them from
+// being merged. Pebble stops writers, for ever, at 12.
+const maxUnmerged = 8
+
+// rotting returns why a database in which damage was found cannot be written any
+// more, if that is so. The next opening makes a new one.
+func (s *Store) rotting() error {
+	damage := s.rotten.Load()
+	if damage == nil || s.db.Metrics().Levels[0].Sublevels < maxUnmerged {
+		return nil
+	}
+	err := fmt.Errorf("database is damaged: %w", *damage)
+	if e := writeSmall(s.fs, s.rebuildPath(), []byte("\n")); e != nil {
+		err = errors.Join(err, e)
+	}
+	s.fail(err)
+	return s.broken()
 }
 
 // set stores one value.
@@ -159,6 +203,11 @@ func (s *Store) listener() *pebble.EventListener {
 		FlushEnd: func(info pebble.FlushInfo) {
 			if flush.Store(&info.Err); info.Err == nil {
 				s.trouble.Store(nil)
+			}
+		},
+		CompactionEnd: func(info pebble.CompactionInfo) {
+			if pebble.IsCorruptionError(info.Err) {
+				s.rotten.Store(&info.Err)
 			}
 		},
 		BackgroundError: func(err error) {

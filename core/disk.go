@@ -126,8 +126,34 @@ func (f databaseFS) Rename(old, name string) error {
 	return f.s.change(func() error { return f.FS.Rename(old, name) })
 }
 
+// Remove keeps files while the database is being opened: Pebble may have an old
+// list of files, and take those for obsolete that are missing in it.
 func (f databaseFS) Remove(name string) error {
+	if f.s.keep(name) {
+		return nil
+	}
 	return f.s.change(func() error { return f.FS.Remove(name) })
+}
+
+func (s *Store) keep(name string) bool {
+	s.removeMu.Lock()
+	defer s.removeMu.Unlock()
+	if s.loaded || !strings.HasSuffix(name, ".sst") {
+		return false
+	}
+	s.obsolete = append(s.obsolete, name)
+	return true
+}
+
+// removeLater removes what was kept, now that the database was found to be right.
+func (s *Store) removeLater() {
+	s.removeMu.Lock()
+	defer s.removeMu.Unlock()
+	s.loaded = true
+	for _, name := range s.obsolete {
+		s.change(func() error { return s.fs.Remove(name) }) // the next opening tries again
+	}
+	s.obsolete = nil
 }
 
 func (f databaseFS) OpenDir(name string) (vfs.File, error) {

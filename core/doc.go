@@ -32,13 +32,25 @@
 // reading goes on. A disk that is nearly full is refused in time, with
 // [ErrNoSpace].
 //
+// A database that is so damaged that it cannot be opened, or written, is set aside
+// and made anew at the next opening (rebuild.go). Static cores are read from their
+// files then, replicas have to be fetched again. A core that is signed here and has
+// less than was acknowledged, for this or another reason, says so with a
+// [*LossError] and is not appended to until it is whole again: there must not be
+// two histories.
+//
 // # On disk
 //
 // The directory of a store, format version 1:
 //
+//	format          "pkgswarm cores 1": read before anything else is touched
 //	lock, process   held, and the process that holds it
+//	primary         the primary key, and a checksum; the database has it, too
+//	heads           the acknowledged heads of the cores signed here; see acks.go
 //	db/             Pebble: records of cores, heads, tree pages, small blocks
 //	blocks/N        segments: the data of large appends, one after another
+//	damaged-N/      a database, and its segments, that was set aside
+//	rebuild         there while that is not done
 //
 // The keys of the database stand in schema.go. A core's tree is cut into pages of
 // 32 blocks (page.go) that hold the leaves; what lies above two known nodes is

@@ -141,6 +141,9 @@ func (c *Core) locate(index uint64) (place, error) {
 	if c.dead {
 		return place{}, ErrClosed
 	}
+	if err := c.loss(); err != nil && index >= c.head.tree.Length && index < c.acked.length {
+		return place{}, err
+	}
 	if index >= c.head.tree.Length {
 		return place{}, fmt.Errorf("core %s: block %d of %d: %w", c.rec.key.Short(), index, c.head.tree.Length, ErrRange)
 	}

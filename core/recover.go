@@ -11,7 +11,7 @@ import (
 func (s *Store) loadLive() error {
 	err := s.scan([]byte{prefixSegment}, func(k, v []byte) error {
 		if len(k) != 5 || len(v) != 8 {
-			return errors.New("malformed segment counter")
+			return fmt.Errorf("segment counter: %w", errMalformed)
 		}
 		n := binary.BigEndian.Uint32(k[1:])
 		if s.seg.addLive(n, int64(binary.BigEndian.Uint64(v))) {
@@ -49,7 +49,7 @@ func (s *Store) recover() error {
 	var todo []pageKey
 	err := s.scan([]byte{prefixUnsynced}, func(k, _ []byte) error {
 		if len(k) != 13 {
-			return errors.New("malformed recovery record")
+			return fmt.Errorf("recovery record: %w", errMalformed)
 		}
 		todo = append(todo, pageKey{binary.BigEndian.Uint32(k[1:]), binary.BigEndian.Uint64(k[5:])})
 		return nil
@@ -58,7 +58,12 @@ func (s *Store) recover() error {
 		return err
 	}
 	for _, k := range todo {
-		if err := s.recoverPage(k); err != nil {
+		err := s.recoverPage(k)
+		if _, ok := errors.AsType[*DamageError](err); ok {
+			s.log.Error("page of a core is damaged", "number", k.core, "err", err) // so says whoever reads it
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("recover page %d of core number %d: %w", k.number, k.core, err)
 		}
 	}

@@ -23,6 +23,11 @@ import (
 //	u <id> <key>             user data
 //	s <segment>              used bytes, i64be, u32be; merged by addition
 //	y <id> <page>            the page's data may not be durable yet
+//
+// After a rebuild (rebuild.go), as long as it is not dealt with:
+//
+//	l <discovery key>        number of a core whose record was lost
+//	f <id>                   the file of a static core is to be read
 const (
 	prefixVersion  = 'v'
 	prefixPrimary  = 'm'
@@ -35,6 +40,8 @@ const (
 	prefixUser     = 'u'
 	prefixSegment  = 's'
 	prefixUnsynced = 'y'
+	prefixLost     = 'l'
+	prefixFile     = 'f'
 )
 
 func aliasKey(ns Namespace, name string) []byte {

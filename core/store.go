@@ -20,10 +20,6 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// formatVersion is that of the store on disk. A store of a higher version is
-// refused untouched.
-const formatVersion = 1
-
 // maxTables is how many files of the database are open at once.
 const maxTables = 500
 
@@ -66,9 +62,6 @@ func (e *InUseError) Error() string {
 	return fmt.Sprintf("store %s is in use by process %d", e.Dir, e.PID)
 }
 
-// ErrVersion is matched by the error of a store that a newer program made.
-var ErrVersion = errors.New("core: store has a newer format")
-
 // ErrClosed is returned by everything after Close.
 var ErrClosed = errors.New("core: closed")
 
@@ -85,6 +78,7 @@ type Store struct {
 	files  *pebble.FileCache
 	lock   io.Closer
 	seg    *segments
+	acks   *acks
 	log    *slog.Logger
 	noSync bool
 	pages  *pageCache
@@ -98,16 +92,23 @@ type Store struct {
 	failed  atomic.Pointer[error] // why nothing can be written any more
 	trouble atomic.Pointer[error] // why nothing can be written for now
 	damage  atomic.Pointer[error] // what was found of the database
+	rotten  atomic.Pointer[error] // damage that keeps tables from being merged
 
 	flushFailed chan struct{} // has one element after a flush has failed
 
 	opened atomic.Bool // the database is
+
+	removeMu sync.Mutex
+	loaded   bool     // the database has been found to be right
+	obsolete []string // files that it wants to be removed, until then
 
 	primary [32]byte
 
 	mu     sync.Mutex
 	cores  map[DiscoveryKey]*Core // open ones
 	nextID uint32
+	lost   map[DiscoveryKey]uint32 // numbers of cores whose records a rebuild has lost
+	unread map[uint32]bool         // static cores whose files are to be read after one
 	closed bool
 
 	snapshots atomic.Int64 // open snapshots: segments are not removed meanwhile
@@ -125,8 +126,12 @@ func OpenStore(dir string, o Options) (*Store, error) {
 		}
 		dir = abs
 	}
-	if err := makeDir(fsys, fsys.PathJoin(dir, "blocks")); err != nil {
-		return nil, fmt.Errorf("open store: %w", err)
+	version, err := readFormat(fsys, dir)
+	if err == nil {
+		err = makeDir(fsys, fsys.PathJoin(dir, "blocks"))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open store %s: %w", dir, err)
 	}
 	lock, err := lockStore(fsys, dir)
 	if err != nil {
@@ -137,7 +142,8 @@ func OpenStore(dir string, o Options) (*Store, error) {
 		log: cmp.Or(o.Logger, slog.New(slog.DiscardHandler)), pages: newPageCache(),
 		cores: map[DiscoveryKey]*Core{}, flushFailed: make(chan struct{}, 1),
 	}
-	if err := s.open(o); err != nil {
+	s.acks = &acks{fs: fsys, path: fsys.PathJoin(dir, "heads"), pending: map[uint32]ack{}}
+	if err := s.open(o, version); err != nil {
 		s.closeFiles()
 		return nil, fmt.Errorf("open store %s: %w", dir, err)
 	}
@@ -168,7 +174,52 @@ func lockStore(fsys vfs.FS, dir string) (io.Closer, error) {
 	return lock, nil
 }
 
-func (s *Store) open(o Options) (err error) {
+// open opens all parts. A damaged database is made anew, if this is not the first
+// time that the store is opened: then version is not 0.
+func (s *Store) open(o Options, version int) error {
+	_, rebuild, err := s.rebuilding()
+	if err != nil {
+		return err
+	}
+	cause := errors.New("an earlier rebuild was interrupted, or damage was found while the store was used")
+	if !rebuild && version > 0 {
+		cause = s.incomplete()
+		rebuild = cause != nil
+	}
+	if !rebuild {
+		if cause = s.openParts(o, version, nil); cause != nil && s.broken() == nil && isDamage(cause) {
+			rebuild = true
+			s.closeParts()
+		} else if cause != nil {
+			return cause
+		}
+	}
+	if rebuild {
+		aside, err := s.setAside(cause)
+		if err != nil {
+			return fmt.Errorf("set the damaged database aside (%w): %w", cause, err)
+		}
+		v := &salvage{s, map[string]salvaged{}}
+		v.read(s.fs.PathJoin(aside, "db"))
+		if err := s.openParts(o, version, v); err != nil {
+			return err
+		}
+		if err := s.fs.Remove(s.rebuildPath()); err != nil {
+			return err
+		}
+	}
+	s.removeLater()
+	err = writeSmall(s.fs, s.fs.PathJoin(s.dir, "format"), fmt.Appendf(nil, formatLine, formatVersion))
+	if err != nil && version > 0 {
+		s.log.Warn("format version cannot be written", "err", err)
+		return nil
+	}
+	return err
+}
+
+// openParts opens the database and the segments. If v is not nil, the database is
+// a new one that gets what v has.
+func (s *Store) openParts(o Options, version int, v *salvage) (err error) {
 	cache := pebble.NewCache(cmp.Or(o.CacheBytes, 8<<20))
 	defer cache.Unref()
 	s.files = pebble.NewFileCache(2, maxTables)
@@ -185,57 +236,119 @@ func (s *Store) open(o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := s.checkVersion(); err != nil {
-		return err
-	}
 	if s.seg, err = openSegments(s.fs, s.fs.PathJoin(s.dir, "blocks")); err != nil {
 		return err
 	}
-	if err := s.loadPrimary(o.PrimaryKey); err != nil {
-		return err
+	if v != nil {
+		if err := s.restore(v); err != nil {
+			return err
+		}
 	}
-	if b, err := s.get([]byte{prefixCounter}); err != nil {
-		return err
-	} else if len(b) == 4 {
-		s.nextID = binary.BigEndian.Uint32(b)
+	for _, load := range []func() error{
+		func() error { return s.checkVersion(version > 0 && v == nil) },
+		func() error { return s.loadPrimary(o.PrimaryKey, v != nil) },
+		s.loadCounter, s.loadRestored, s.loadLive, s.recover,
+	} {
+		if err := load(); err != nil {
+			return err
+		}
 	}
-	if err := s.loadLive(); err != nil {
-		return err
-	}
-	return s.recover()
+	return nil
 }
 
-func (s *Store) checkVersion() error {
+// closeParts undoes openParts.
+func (s *Store) closeParts() error {
+	var errs []error
+	if s.db != nil {
+		errs = append(errs, s.db.Close())
+	}
+	if s.files != nil {
+		s.files.Unref()
+	}
+	if s.seg != nil {
+		errs = append(errs, s.seg.close())
+	}
+	s.db, s.files, s.seg = nil, nil, nil
+	s.obsolete = nil // of a database that is set aside
+	s.opened.Store(false)
+	return errors.Join(errs...)
+}
+
+// checkVersion reads the format version, which must be there in an old database.
+func (s *Store) checkVersion(old bool) error {
 	b, err := s.get([]byte{prefixVersion})
 	switch {
 	case err != nil:
 		return err
+	case b == nil && old:
+		return fmt.Errorf("format version is gone: %w", errMalformed)
 	case b == nil:
 		return s.set([]byte{prefixVersion}, []byte{formatVersion}, true)
-	case len(b) != 1 || b[0] != formatVersion:
+	case len(b) != 1:
+		return fmt.Errorf("format version: %w", errMalformed)
+	case b[0] != formatVersion:
 		return fmt.Errorf("%w: version %d, this program knows %d", ErrVersion, b, formatVersion)
 	}
 	return nil
 }
 
-func (s *Store) loadPrimary(want *[32]byte) error {
+func (s *Store) loadCounter() error {
+	b, err := s.get([]byte{prefixCounter})
+	if err == nil && len(b) == 4 {
+		s.nextID = binary.BigEndian.Uint32(b)
+	}
+	if err != nil {
+		return err
+	}
+	var gone error
+	err = s.acks.from(s.nextID, func(a ack) { gone = fmt.Errorf("core number %d is gone: %w", a.id, errMalformed) })
+	return errors.Join(err, gone)
+}
+
+// loadPrimary finds the primary key, in the database or in its own file, and puts
+// it where it is missing. rebuilt says that the database is a new one for cores
+// that are older.
+func (s *Store) loadPrimary(want *[32]byte, rebuilt bool) error {
 	key := []byte{prefixPrimary}
 	b, err := s.get(key)
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
+	}
+	filed, ok, err := s.readPrimary()
+	if err != nil {
+		return err
+	}
+	have := true
+	switch {
 	case len(b) == 32:
 		s.primary = [32]byte(b)
-		if want != nil && *want != s.primary {
-			return errors.New("the store has another primary key")
-		}
-		return nil
+	case ok:
+		s.primary = filed
+	default:
+		have = false
+	}
+	switch {
+	case have && want != nil && *want != s.primary:
+		return errors.New("the store has another primary key")
+	case have:
 	case want != nil:
 		s.primary = *want
+	case rebuilt && s.nextID > 0:
+		return ErrKeyLost
 	default:
 		rand.Read(s.primary[:])
 	}
 	// Named cores are nothing without it: durable before any of them exists.
+	err = s.writePrimary(s.primary)
+	if len(b) == 32 {
+		if err != nil {
+			s.log.Warn("primary key cannot be kept in its file", "err", err)
+		}
+		return nil
+	}
+	if err != nil {
+		return err
+	}
 	return s.set(key, s.primary[:], true)
 }
 
@@ -256,6 +369,9 @@ func (s *Store) Close() error {
 	}
 	err := s.Sync()
 	flushed := s.flush()
+	if flushed && s.noSync {
+		s.acknowledge(s.acks.take())
+	}
 	err = errors.Join(err, s.closeFiles())
 	if flushed && err == nil {
 		s.removeLogs()
@@ -264,18 +380,10 @@ func (s *Store) Close() error {
 }
 
 func (s *Store) closeFiles() error {
-	var errs []error
-	if s.db != nil {
-		errs = append(errs, s.db.Close())
-	}
-	if s.files != nil {
-		s.files.Unref()
-	}
-	if s.seg != nil {
-		errs = append(errs, s.seg.close())
-	}
+	err := s.closeParts()
+	err = errors.Join(err, s.acks.close(!s.noSync))
 	s.fs.Remove(s.fs.PathJoin(s.dir, "process"))
-	return errors.Join(append(errs, s.lock.Close())...)
+	return errors.Join(err, s.lock.Close())
 }
 
 // Sync makes everything that was appended or applied before the call durable.

@@ -50,6 +50,12 @@ func (f *coreFlags) open(create bool) (*core.Store, error) {
 	if _, ok := errors.AsType[*core.InUseError](err); ok {
 		return nil, &exitError{exitInUse, err, "stop that process, or use another --data directory"}
 	}
+	if errors.Is(err, core.ErrKeyLost) {
+		return nil, &exitError{exitFailed, err, "give the key from your backup with --seed, or delete " + dir + " to begin anew"}
+	}
+	if errors.Is(err, core.ErrVersion) {
+		return nil, &exitError{exitFailed, err, "use the newer pkgswarm that has written it, or another --data directory"}
+	}
 	return store, err
 }
 
