@@ -105,7 +105,7 @@ func (s *Store) writable(n int) error {
 	if err := s.trouble.Load(); err != nil {
 		return fmt.Errorf("database cannot write its tables: %w", *err)
 	}
-	if err := s.rotting(); err != nil {
+	if err := s.pace(); err != nil {
 		return err
 	}
 	s.unchecked += n
@@ -120,23 +120,55 @@ func (s *Store) writable(n int) error {
 	return s.full // nil, too, where the file system does not tell
 }
 
-// maxUnmerged is how many layers of tables may gather while damage keeps them from
-// being merged. Pebble stops writers, for ever, at 12.
-const maxUnmerged = 8
+// Tables that were flushed lie in layers until they are merged with those below.
+const (
+	maxLayers   = 12 // at which writers have to wait; for Pebble they would wait for ever
+	maxUnmerged = 8  // the same while damage keeps tables from being merged
+	mergeWait   = 10 * time.Second
+)
 
-// rotting returns why a database in which damage was found cannot be written any
-// more, if that is so. The next opening makes a new one.
-func (s *Store) rotting() error {
-	damage := s.rotten.Load()
-	if damage == nil || s.db.Metrics().Levels[0].Sublevels < maxUnmerged {
+// pace waits while there are too many layers. commitMu is held.
+func (s *Store) pace() error {
+	if s.layers < maxLayers && s.rotten.Load() == nil && !s.recount.Load() {
 		return nil
 	}
-	err := fmt.Errorf("database is damaged: %w", *damage)
+	timeout := time.NewTimer(mergeWait)
+	defer timeout.Stop()
+	for {
+		if s.recount.Swap(false) {
+			s.layers = int(s.db.Metrics().Levels[0].Sublevels)
+		}
+		if damage := s.rotten.Load(); damage != nil && s.layers >= maxUnmerged {
+			return s.rot(*damage)
+		}
+		if s.layers < maxLayers || s.broken() != nil {
+			return nil
+		}
+		select {
+		case <-s.merged:
+		case <-timeout.C:
+			return errors.New("database cannot merge its tables as fast as they are written")
+		}
+	}
+}
+
+// rot ends writing to a damaged database. The next opening makes a new one.
+func (s *Store) rot(damage error) error {
+	err := fmt.Errorf("database is damaged: %w", damage)
 	if e := writeSmall(s.fs, s.rebuildPath(), []byte("\n")); e != nil {
 		err = errors.Join(err, e)
 	}
 	s.fail(err)
 	return s.broken()
+}
+
+// tablesChanged makes pace look again.
+func (s *Store) tablesChanged() {
+	s.recount.Store(true)
+	select {
+	case s.merged <- struct{}{}:
+	default:
+	}
 }
 
 // set stores one value.
@@ -204,11 +236,13 @@ func (s *Store) listener() *pebble.EventListener {
 			if flush.Store(&info.Err); info.Err == nil {
 				s.trouble.Store(nil)
 			}
+			s.tablesChanged()
 		},
 		CompactionEnd: func(info pebble.CompactionInfo) {
 			if pebble.IsCorruptionError(info.Err) {
 				s.rotten.Store(&info.Err)
 			}
+			s.tablesChanged()
 		},
 		BackgroundError: func(err error) {
 			s.log.Error("database", "err", err)

@@ -88,6 +88,7 @@ type Store struct {
 	unchecked int        // bytes written since free space was looked at
 	checked   time.Time  // when that was
 	full      error      // what was found
+	layers    int        // of tables that are not merged yet
 
 	failed  atomic.Pointer[error] // why nothing can be written any more
 	trouble atomic.Pointer[error] // why nothing can be written for now
@@ -95,6 +96,8 @@ type Store struct {
 	rotten  atomic.Pointer[error] // damage that keeps tables from being merged
 
 	flushFailed chan struct{} // has one element after a flush has failed
+	merged      chan struct{} // has one after tables were flushed or merged
+	recount     atomic.Bool   // so that layers has to be looked at again
 
 	opened atomic.Bool // the database is
 
@@ -140,7 +143,7 @@ func OpenStore(dir string, o Options) (*Store, error) {
 	s := &Store{
 		dir: dir, fs: fsys, lock: lock, noSync: o.NoSync,
 		log: cmp.Or(o.Logger, slog.New(slog.DiscardHandler)), pages: newPageCache(),
-		cores: map[DiscoveryKey]*Core{}, flushFailed: make(chan struct{}, 1),
+		cores: map[DiscoveryKey]*Core{}, flushFailed: make(chan struct{}, 1), merged: make(chan struct{}, 1),
 	}
 	s.acks = &acks{fs: fsys, path: fsys.PathJoin(dir, "heads"), pending: map[uint32]ack{}}
 	if err := s.open(o, version); err != nil {
@@ -230,8 +233,12 @@ func (s *Store) openParts(o Options, version int, v *salvage) (err error) {
 		FormatMajorVersion: pebble.FormatValueSeparation,
 		MemTableSize:       uint64(cmp.Or(o.LogBytes, 16<<20)),
 		Merger:             addMerger,
-		Logger:             pebbleLog{s},
-		EventListener:      s.listener(),
+
+		// Writers wait in pace, which can end it.
+		L0StopWritesThreshold: 1000,
+
+		Logger:        pebbleLog{s},
+		EventListener: s.listener(),
 	})
 	if err != nil {
 		return err
