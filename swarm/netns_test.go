@@ -25,30 +25,35 @@ import (
 // TestNetworks; its value names the node's core.
 const netnsNode = "PKGSWARM_TEST_NETNS_NODE"
 
+func init() { programs[netnsNode] = runNetnsNode }
+
 // runNetnsNode runs a node that finds its peers on the local network. It writes its
 // core's key, then answers commands, a line each: "fetch KEY" and "peers".
-func runNetnsNode(name string, in io.Reader, out io.Writer) {
-	fail := func(err error) {
-		if err != nil {
-			fmt.Fprintln(out, "error", err)
-			os.Exit(1)
-		}
-	}
+func runNetnsNode(name string, in io.Reader, out io.Writer) error {
 	store, err := core.OpenStore("store", core.Options{FS: vfs.NewMem(), NoSync: true})
-	fail(err)
+	if err != nil {
+		return err
+	}
 	defer store.Close()
 	c, err := store.Named(name)
-	fail(err)
+	if err != nil {
+		return err
+	}
 	defer c.Close()
-	_, err = c.Append([]byte("core of " + name))
-	fail(err)
+	if _, err = c.Append([]byte("core of " + name)); err != nil {
+		return err
+	}
 	key, err := swarm.Identity("identity")
-	fail(err)
+	if err != nil {
+		return err
+	}
 	s, err := swarm.New(swarm.Config{
 		Key: key, Open: swarm.FromStore(store), Listen: []string{":0"},
 		LAN: true, Topics: []swarm.TopicID{swarm.NamedTopic("test of networks")}, PeerExchange: true,
 	})
-	fail(err)
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
@@ -62,7 +67,7 @@ func runNetnsNode(name string, in io.Reader, out io.Writer) {
 		}
 	}
 	cancel()
-	fail(<-done)
+	return <-done
 }
 
 // fetchFirst returns the first block of a core, from whatever peer there is.

@@ -16,7 +16,9 @@
 //
 // Two nodes that dial each other at the same time keep the connection that was
 // dialled by the lower key. A peer that sends something wrong is banned by key and
-// address, for a minute the first time and twice as long each time after (SEC-22).
+// address, for a minute the first time and twice as long each time after, up to a
+// day (SEC-22). Bans are kept in memory, at most 10 000 of them: a restart forgets
+// them, and who misbehaves again is banned again by the first wrong proof.
 package swarm
 
 import (

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"fmt"
+	"io"
 	"net"
 	"net/http/httptest"
 	"os"
@@ -24,10 +25,19 @@ import (
 	"github.com/pkgswarm/pkgswarm/swarm/transport"
 )
 
+// programs are what the test program does instead of testing, by the environment
+// variable that asks for it and holds the argument.
+var programs = map[string]func(arg string, in io.Reader, out io.Writer) error{}
+
 func TestMain(m *testing.M) {
-	if os.Getenv(netnsNode) != "" {
-		runNetnsNode(os.Getenv(netnsNode), os.Stdin, os.Stdout)
-		return
+	for name, run := range programs {
+		if arg := os.Getenv(name); arg != "" {
+			if err := run(arg, os.Stdin, os.Stdout); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			return
+		}
 	}
 	goleak.VerifyTestMain(m)
 }

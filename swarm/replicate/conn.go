@@ -267,8 +267,13 @@ func (c *conn) write() {
 	}
 }
 
-// batchBytes is about how much is written before control messages get a turn.
-const batchBytes = 512 << 10
+const (
+	// batchBytes is about how much is written at a time.
+	batchBytes = 512 << 10
+	// turnBytes is about how much is written before control messages that wait get
+	// a turn.
+	turnBytes = 32 << 10
+)
 
 // writeSome writes all control messages and some answers. It says whether there
 // is more.
@@ -295,7 +300,7 @@ func (c *conn) writeSome() (more bool, err error) {
 		c.out = append(later, c.out...)
 		c.mu.Unlock()
 	}
-	for sent := 0; sent < batchBytes; {
+	for sent := 0; sent < batchBytes && (sent < turnBytes || !c.hasControl()); {
 		if !c.hasUploads() || !c.r.upload.turn(c, c.guess, c.signal) {
 			return false, nil
 		}
@@ -306,6 +311,13 @@ func (c *conn) writeSome() (more bool, err error) {
 		sent += n
 	}
 	return true, nil
+}
+
+// hasControl says whether a control message waits to be written.
+func (c *conn) hasControl() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.out) > 0
 }
 
 func (m outgoing) write(ch Channel) error {

@@ -462,6 +462,40 @@ func TestHoldsNothing(t *testing.T) {
 	})
 }
 
+// TestMessagesBesideData sends small messages of another core over a slow line that
+// is full of blocks: no channel holds up the others for long.
+func TestMessagesBesideData(t *testing.T) {
+	simulate(t, func(t *testing.T, ctx context.Context) {
+		big, small := testStatic(400, 16<<10), testStatic(10, 100)
+		var heard time.Time
+		source, reader := newNode(t, 1, big, small), newNode(t, 2)
+		l := (&link{delay: 10 * time.Millisecond, rate: 100e3}).connect(ctx, source, reader)
+		s1, _ := reader.open(big.key, SessionOptions{})
+		s2, _ := reader.open(small.key, SessionOptions{Extensions: map[string]func(PeerID, []byte){
+			"note": func(PeerID, []byte) { heard = time.Now() },
+		}})
+		s1.Update(ctx)
+		s2.Update(ctx)
+		done := make(chan error)
+		go func() { done <- s1.Download(ctx, 0, ^uint64(0)) }()
+		from, _ := source.open(small.key, SessionOptions{})
+		for range 5 {
+			time.Sleep(2 * time.Second)
+			sent := time.Now()
+			from.Broadcast("note", nil)
+			time.Sleep(3 * time.Second)
+			if d := heard.Sub(sent); d <= 0 || d > time.Second {
+				t.Errorf("a message took %v", d)
+			}
+		}
+		for _, s := range []*Session{s1, s2, from} {
+			s.Close()
+		}
+		<-done
+		l.cut()
+	})
+}
+
 // TestGreedyPeers lets 50 peers download all they can from a node whose upload
 // is capped: together they get what is configured, each about the same, and those
 // that do not read keep nothing from the others. SEC-28
