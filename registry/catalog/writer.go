@@ -37,10 +37,14 @@ type Writer struct {
 	head Head
 }
 
+// writerCache is how many decoded blocks a writer keeps, of some 400 bytes each.
+// Changes come sorted for the most part, so that few are needed.
+const writerCache = 16384
+
 // OpenWriter opens a catalog to write it. It refuses one that is behind what
 // memory says was signed, as a restored backup is. SEC-16
 func OpenWriter(ctx context.Context, c WritableCore, memory *Memory) (*Writer, error) {
-	w := &Writer{core: c, memory: memory, tree: bee.Open(c, bee.Options{})}
+	w := &Writer{core: c, memory: memory, tree: bee.Open(c, bee.Options{CacheBlocks: writerCache})}
 	if err := w.checkEvidence(); err != nil {
 		return nil, err
 	}

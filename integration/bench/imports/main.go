@@ -25,6 +25,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io/fs"
@@ -32,6 +33,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"runtime/pprof"
 	"strings"
 	"syscall"
@@ -53,8 +55,9 @@ func main() {
 	only := flag.Bool("generate", false, "only make the index")
 	rounds := flag.Int("compare", 0, "compare with others in `ROUNDS`")
 	serve := flag.Int("serve", 0, "serve `MODULES` until standard input ends")
-	flag.StringVar(&profiles, "profiles", "", "write a CPU profile of each run to `DIR`")
+	flag.StringVar(&profiles, "profiles", "", "write profiles of each run to `DIR`: of the CPU, and of the heap in the end")
 	flag.Parse()
+	debug.SetGCPercent(50) // as the command does
 	if *serve > 0 {
 		if err := serveModules(*serve); err != nil {
 			log.Fatal(err)
@@ -151,7 +154,7 @@ func profile(name string) (stop func(), err error) {
 	if profiles == "" {
 		return func() {}, nil
 	}
-	f, err := os.Create(filepath.Join(profiles, strings.ReplaceAll(name, " ", "-")+".pprof"))
+	f, err := os.Create(profilePath(name))
 	if err != nil {
 		return nil, err
 	}
@@ -159,6 +162,22 @@ func profile(name string) (stop func(), err error) {
 		return nil, err
 	}
 	return func() { pprof.StopCPUProfile(); f.Close() }, nil
+}
+
+// heapProfile writes what is on the heap.
+func heapProfile(name string) error {
+	if profiles == "" {
+		return nil
+	}
+	f, err := os.Create(profilePath(name + " heap"))
+	if err != nil {
+		return err
+	}
+	return errors.Join(pprof.WriteHeapProfile(f), f.Close())
+}
+
+func profilePath(name string) string {
+	return filepath.Join(profiles, strings.ReplaceAll(name, " ", "-")+".pprof")
 }
 
 // A cost is what a run took.
@@ -212,7 +231,7 @@ func measure(what, work string, open func() (importer.Source, error)) (c cost, e
 		return c, err
 	}
 	c.catalog = cat.ByteLength() - before
-	err = store.Close()
+	err = errors.Join(heapProfile(what), store.Close())
 	c.wall, c.cpu = time.Since(start), cpuTime()-cpu
 	return c, err
 }
