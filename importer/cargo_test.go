@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -20,6 +21,7 @@ import (
 	"github.com/pkgswarm/pkgswarm/internal/cargoupstream"
 	"github.com/pkgswarm/pkgswarm/registry"
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
+	"github.com/pkgswarm/pkgswarm/registry/upstream"
 )
 
 func write(t testing.TB, path string, b []byte) {
@@ -70,17 +72,29 @@ func TestSparseIndex(t *testing.T) {
 	}
 }
 
+// TestUnreachable: an upstream that is down ends the run, not each package of a
+// registry one after the other.
+func TestUnreachable(t *testing.T) {
+	up := cargoupstream.New(t)
+	src := &SparseIndex{Client: newClient(t, up.URL), URL: up.URL + "/index/"}
+	for i := range 1000 {
+		src.Names = append(src.Names, fmt.Sprintf("crate-%04d", i))
+	}
+	up.Stop()
+	n := openNode(t, t.TempDir(), nil)
+	sum, err := n.importer.Run(t.Context(), src)
+	if !errors.Is(err, ErrSource) || !errors.Is(err, upstream.ErrUnreachable) || sum.Problems >= 100 {
+		t.Errorf("run ended with %v after %d problems", err, sum.Problems)
+	}
+}
+
 // TestCargoHome: a cache adds what is missing and changes nothing that is newer.
 func TestCargoHome(t *testing.T) {
 	lineOf := func(vers string, yanked bool) string {
 		return fmt.Sprintf(`{"name":"foo","vers":%q,"deps":[],"cksum":%q,"features":{},"yanked":%v}`, vers, strings.Repeat("a", 64), yanked)
 	}
 	home := t.TempDir()
-	b := binary.LittleEndian.AppendUint32([]byte{3}, 2)
-	b = append(b, "etag: \"x\"\x00"...)
-	for _, v := range []string{"0.1.0", "0.2.0"} {
-		b = append(b, v+"\x00"+lineOf(v, false)+"\x00"...)
-	}
+	b := cacheFile([]byte(lineOf("0.1.0", false)), []byte(lineOf("0.2.0", false)))
 	cache := filepath.Join(home, "registry", "index", "index.example-0123", ".cache", "3", "f", "foo")
 	write(t, cache, b)
 	homes, err := OpenCargoHome(home)
@@ -102,6 +116,16 @@ func TestCargoHome(t *testing.T) {
 			t.Errorf("file cut at %d of %d accepted", cut, len(b))
 		}
 	}
+}
+
+// cacheFile returns what cargo keeps of the lines of a crate.
+func cacheFile(lines ...[]byte) []byte {
+	b := binary.LittleEndian.AppendUint32([]byte{3}, 2)
+	b = append(b, "etag: \"x\"\x00"...)
+	for i, l := range lines {
+		b = fmt.Appendf(b, "0.%d.0\x00%s\x00", i+1, l)
+	}
+	return b
 }
 
 func FuzzParseCached(f *testing.F) {

@@ -63,8 +63,10 @@ func (d *CargoDir) Packages(ctx context.Context) iter.Seq2[Package, error] {
 
 func (d *CargoDir) packages(ctx context.Context, pkg func(*cargoFile) Package) iter.Seq2[Package, error] {
 	return func(yield func(Package, error) bool) {
+		none := true
 		for files, err := range d.files(ctx, true) {
 			for _, f := range files {
+				none = false
 				if !yield(pkg(f), nil) {
 					return
 				}
@@ -74,7 +76,16 @@ func (d *CargoDir) packages(ctx context.Context, pkg func(*cargoFile) Package) i
 				return
 			}
 		}
+		if none { // another directory was meant, or it is being made
+			yield(nil, fmt.Errorf("%s: no index file there", d.dir))
+		}
 	}
+}
+
+// Count returns how many packages will be listed, 0 if that cannot be told.
+func (d *CargoDir) Count() int {
+	names, _ := d.Names()
+	return len(names)
 }
 
 // Names returns the names of all crates of the index.

@@ -63,10 +63,14 @@ func (c *CargoHome) Ecosystem() pkglog.Ecosystem { return pkglog.Cargo }
 // Complete returns false.
 func (c *CargoHome) Complete() bool { return false }
 
+// Count returns how many packages will be listed, 0 if that cannot be told.
+func (c *CargoHome) Count() int { return c.index().Count() }
+
+func (c *CargoHome) index() *CargoDir { return &CargoDir{dir: filepath.Join(c.dir, ".cache")} }
+
 // Packages yields the cached index files in the order of their paths.
 func (c *CargoHome) Packages(ctx context.Context) iter.Seq2[Package, error] {
-	d := &CargoDir{dir: filepath.Join(c.dir, ".cache")}
-	return d.packages(ctx, func(f *cargoFile) Package { return &cachedIndex{f} })
+	return c.index().packages(ctx, func(f *cargoFile) Package { return &cachedIndex{f} })
 }
 
 type cachedIndex struct{ *cargoFile }

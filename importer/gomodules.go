@@ -103,6 +103,9 @@ func (g *GoModules) Ecosystem() pkglog.Ecosystem { return pkglog.Go }
 // Complete returns false: no list of modules is complete.
 func (g *GoModules) Complete() bool { return false }
 
+// Count returns how many packages will be listed.
+func (g *GoModules) Count() int { return len(g.Modules) }
+
 // Packages yields the modules.
 func (g *GoModules) Packages(context.Context) iter.Seq2[Package, error] {
 	return func(yield func(Package, error) bool) {
@@ -128,10 +131,13 @@ const versionsAtOnce = 8
 // Update proves and fetches the versions that s does not have.
 func (p *goPackage) Update(ctx context.Context, s *pkglog.State, _ Stamp) (*Update, error) {
 	wanted, up, err := p.wanted(ctx)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
 		// A proxy that does not know a module says nothing about the versions
 		// that the checksum database has proven: not %w, which would remove it.
 		return nil, fmt.Errorf("list: %v", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list: %w", err)
 	}
 	wanted = slices.DeleteFunc(wanted, func(v string) bool { return s.Module(v) != nil })
 	got := make([]*pkglog.ModuleVersion, len(wanted))

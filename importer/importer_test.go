@@ -194,11 +194,43 @@ func TestImportDirectory(t *testing.T) {
 			t.Error("a run over nothing new signed something")
 		}
 	})
-	t.Run("broken source", func(t *testing.T) {
+	t.Run("added by others", func(t *testing.T) {
+		// What another source has added since is found to be gone, too, by the
+		// source that is the whole registry.
+		other := filepath.Join(dir, "other")
+		k := synthetic.Cargo{Crates: 1, Seed: 99}.Crate(0)
+		home := "registry/index/r/.cache/"
+		write(t, filepath.Join(other, home, synthetic.Path(k.Name)), cacheFile(k.Lines...))
+		homes, err := OpenCargoHome(other)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sum := n.run(t, homes[0]); sum.Changed != 1 {
+			t.Errorf("run over a CARGO_HOME: %+v", sum)
+		}
+		if sum := n.run(t, src); sum.Changed != 1 || sum.Events != 1 || n.fold(t, crate(k.Name)).Exists() {
+			t.Errorf("run after it: %+v", sum)
+		}
 		before := n.head()
-		_, err := n.importer.Run(t.Context(), cargoDir(t, t.TempDir()))
-		if !errors.Is(err, ErrTooManyGone) || n.head() != before {
+		if sum := n.run(t, src); sum.Events != 0 || n.head() != before {
+			t.Errorf("run once more: %+v", sum)
+		}
+		k = syn.Crate(4) // removed above
+		write(t, filepath.Join(idx, filepath.FromSlash(synthetic.Path(k.Name))), k.File())
+		if sum := n.run(t, src); sum.Changed != 1 || !bytes.Equal(n.fold(t, crate(k.Name)).IndexFile(), k.File()) {
+			t.Errorf("run with a crate that is back: %+v", sum)
+		}
+	})
+	t.Run("broken source", func(t *testing.T) {
+		before, broken := n.head(), t.TempDir()
+		_, err := n.importer.Run(t.Context(), cargoDir(t, broken))
+		if !errors.Is(err, ErrSource) || n.head() != before {
 			t.Errorf("empty directory: %v", err)
+		}
+		write(t, filepath.Join(broken, filepath.FromSlash(synthetic.Path(syn.Name(3)))), syn.Crate(3).File())
+		_, err = n.importer.Run(t.Context(), cargoDir(t, broken))
+		if !errors.Is(err, ErrTooManyGone) {
+			t.Errorf("directory with one file: %v", err)
 		}
 	})
 }

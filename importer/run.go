@@ -13,6 +13,7 @@ import (
 
 	"github.com/pkgswarm/pkgswarm/registry/catalog"
 	"github.com/pkgswarm/pkgswarm/registry/pkglog"
+	"github.com/pkgswarm/pkgswarm/registry/upstream"
 )
 
 // A run is one pass over a source.
@@ -23,7 +24,8 @@ type run struct {
 	stamps *stamps
 	sum    Summary
 
-	pending []pendingChange // of the catalog, in order
+	pending   []pendingChange // of the catalog, in order
+	unreached int             // packages in a row that could not be asked about
 }
 
 // A pendingChange waits for the next flush.
@@ -51,7 +53,9 @@ type result struct {
 	versions int
 	bytes    int64
 	problems []Problem
-	err      error // ends the run
+
+	unreached error // the upstream could not be asked
+	err       error // ends the run
 }
 
 func (im *Importer) begin(src Source) (*run, error) {
@@ -183,6 +187,9 @@ func (r *run) collect(ctx context.Context, queue <-chan *job) error {
 			if res.err != nil {
 				return fmt.Errorf("%s %s: %w", r.src.Ecosystem(), res.name, res.err)
 			}
+			if err := r.reached(&res); err != nil {
+				return err
+			}
 			r.count(&res)
 		}
 		r.c.Status(Progress{r.sum.Packages, r.sum.Versions, r.sum.Bytes})
@@ -193,6 +200,23 @@ func (r *run) collect(ctx context.Context, queue <-chan *job) error {
 		}
 	}
 	return nil
+}
+
+// maxUnreached is how many packages in a row cannot be asked about before the
+// upstream is taken for down.
+const maxUnreached = 50
+
+// reached ends the run if the upstream is down: the same would be said of each
+// package that is left.
+func (r *run) reached(res *result) error {
+	if res.unreached == nil {
+		r.unreached = 0
+		return nil
+	}
+	if r.unreached++; r.unreached < maxUnreached {
+		return nil
+	}
+	return fmt.Errorf("%w: %d packages in a row: %w", ErrSource, r.unreached, res.unreached)
 }
 
 func (r *run) count(res *result) {
@@ -236,6 +260,9 @@ func (r *run) update(ctx context.Context, h pkglog.Header, res *result, more fun
 		return ctx.Err()
 	case err != nil:
 		res.problems = append(res.problems, Problem{Ecosystem: h.Ecosystem, Package: h.Package, Reason: err.Error()})
+		if errors.Is(err, upstream.ErrUnreachable) {
+			res.unreached = err
+		}
 		r.learn(w, res)
 		return nil
 	}

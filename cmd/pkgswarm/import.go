@@ -25,6 +25,7 @@ type importFlags struct {
 	json         bool
 	watch        bool
 	every        time.Duration
+	revalidate   time.Duration
 	artifacts    string
 	workers      int
 	allowRemoval bool
@@ -83,14 +84,17 @@ type importJob struct {
 
 	sum      importer.Summary
 	problems int
+
+	wholeAt time.Time // when the last whole round of a watch began that succeeded
+	feedAt  time.Time // when the feed was read
 }
 
 // run imports all sources once, then goes on watching if asked to.
 func (f *importFlags) run(ctx context.Context, s *streams, open func(*operator) (*sources, error)) error {
 	if os.Getenv("GOGC") == "" {
-		// An import makes little garbage that lasts: half the room for it costs
-		// a hundredth of the time.
-		debug.SetGCPercent(50)
+		// Little of what an import makes lasts: less room for the rest costs
+		// some hundredths of the time.
+		debug.SetGCPercent(40)
 	}
 	op, err := openOperator(ctx, f)
 	if err != nil {
@@ -112,20 +116,17 @@ func (f *importFlags) run(ctx context.Context, s *streams, open func(*operator) 
 	for _, p := range srcs.problems {
 		j.report(p)
 	}
+	if f.watch {
+		return j.seed(ctx, func(ctx context.Context) error { return j.watch(ctx, srcs) })
+	}
 	start := time.Now()
 	err = j.importAll(ctx, srcs, srcs.list)
 	j.sum.Elapsed = time.Since(start)
 	j.summary()
-	if err != nil {
-		return err
+	if err == nil && j.problems > 0 {
+		err = &exitError{exitPartly, fmt.Errorf("%s not signed", count(j.problems, "entry", "entries")), ""}
 	}
-	if f.watch {
-		return j.seed(ctx, func(ctx context.Context) error { return j.watch(ctx, srcs) })
-	}
-	if j.problems > 0 {
-		return &exitError{exitPartly, fmt.Errorf("%d entries were not signed", j.problems), ""}
-	}
-	return nil
+	return err
 }
 
 func (j *importJob) importAll(ctx context.Context, srcs *sources, list []importer.Source) error {
@@ -169,6 +170,9 @@ func (j *importJob) startBar(src importer.Source) {
 	total := int64(-1)
 	if c, ok := src.(interface{ Count() int }); ok {
 		total = int64(c.Count())
+		if total == 0 {
+			total = -1
+		}
 	}
 	j.bar = progressbar.NewOptions64(total,
 		progressbar.OptionSetWriter(f),

@@ -61,60 +61,83 @@ func lockedVersions(path string) (map[string]bool, error) {
 // heartbeatEvery is how often a watching importer says that it is alive.
 const heartbeatEvery = 10 * time.Minute
 
-// watch imports what changes until ctx ends: whole rounds every so often, what a
-// feed names between them, and heartbeats.
+// feedSpan is how long ago the feed may have been read so that it names all new
+// versions since: feeds of registries go back an hour.
+const feedSpan = 50 * time.Minute
+
+// watch imports what changes until ctx ends: rounds every so often, and heartbeats
+// after those in which all sources could be read.
 func (j *importJob) watch(ctx context.Context, srcs *sources) error {
 	fmt.Fprintf(j.s.err, "watching; looking for changes every %v\n", j.f.every)
 	tick := time.NewTicker(j.f.every)
 	defer tick.Stop()
-	for {
-		if err := j.heartbeat(ctx); err != nil {
+	for first := true; ; first = false {
+		err := j.round(ctx, srcs, first)
+		switch {
+		case ctx.Err() != nil:
+			return nil // how a watch ends
+		case errors.Is(err, importer.ErrSource):
+			fmt.Fprintf(j.s.err, "pkgswarm: %s; trying again\n", printable(err.Error()))
+		case err != nil:
 			return err
+		default:
+			if err := j.heartbeat(ctx); err != nil {
+				return err
+			}
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return nil
 		case <-tick.C:
 		}
-		list := srcs.list
-		if srcs.signal != nil {
-			named, err := srcs.signal(ctx)
-			if err != nil {
-				j.warn(ctx, err)
-				continue
-			}
-			list = named
-		}
-		if err := j.round(ctx, srcs, list); err != nil {
-			return err
-		}
 	}
 }
 
-// round imports list once. A source that cannot be read is tried again in the
-// next round; a store that fails ends the watch.
-func (j *importJob) round(ctx context.Context, srcs *sources, list []importer.Source) error {
+// round imports once what is due. It prints a summary if it is the first or has
+// signed something. An error that matches [importer.ErrSource] may not come again.
+func (j *importJob) round(ctx context.Context, srcs *sources, first bool) error {
 	j.sum, j.problems = importer.Summary{}, 0
 	start := time.Now()
-	err := j.importAll(ctx, srcs, list)
-	j.sum.Elapsed = time.Since(start)
-	switch {
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case errors.Is(err, importer.ErrSource):
-		j.warn(ctx, err)
-	case err != nil:
+	list, whole, err := j.due(ctx, srcs)
+	if err != nil {
 		return err
-	case j.sum.Events > 0:
+	}
+	err = j.importAll(ctx, srcs, list)
+	j.sum.Elapsed = time.Since(start)
+	if err == nil && whole {
+		j.wholeAt = start
+	}
+	if first || j.sum.Events > 0 {
 		j.summary()
 	}
-	return nil
+	return err
 }
 
-func (j *importJob) warn(ctx context.Context, err error) {
-	if ctx.Err() == nil {
-		fmt.Fprintf(j.s.err, "pkgswarm: %s; trying again\n", printable(err.Error()))
+// due returns the sources to import from now: all, or in place of the one that
+// has a feed the packages that the feed names.
+func (j *importJob) due(ctx context.Context, srcs *sources) (list []importer.Source, whole bool, err error) {
+	if srcs.feed == nil {
+		return srcs.list, true, nil
 	}
+	now := time.Now()
+	named, err := srcs.feed(ctx)
+	if err != nil {
+		return nil, false, fmt.Errorf("%w: %w", importer.ErrSource, err)
+	}
+	missed := now.Sub(j.feedAt) > feedSpan
+	j.feedAt = now
+	if missed || now.Sub(j.wholeAt) >= j.f.revalidate {
+		j.wholeAt = time.Time{} // until this has succeeded
+		return srcs.list, true, nil
+	}
+	for _, src := range srcs.list {
+		if src == srcs.fed {
+			list = append(list, named...)
+		} else {
+			list = append(list, src)
+		}
+	}
+	return list, false, nil
 }
 
 // heartbeat writes one when the last is old, or was of a run that took long.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/mod/semver"
@@ -17,6 +18,7 @@ import (
 	"github.com/pkgswarm/pkgswarm/internal/filecache"
 	"github.com/pkgswarm/pkgswarm/registry"
 	"github.com/pkgswarm/pkgswarm/registry/lockfile"
+	"github.com/pkgswarm/pkgswarm/registry/pkglog"
 	"github.com/pkgswarm/pkgswarm/registry/sumdb"
 	"github.com/pkgswarm/pkgswarm/registry/upstream"
 )
@@ -26,7 +28,8 @@ type sources struct {
 	list      []importer.Source
 	problems  []importer.Problem  // with what the command line names
 	artifacts *importer.Artifacts // nil: metadata only
-	signal    func(ctx context.Context) ([]importer.Source, error)
+	fed       importer.Source     // that which the feed tells about; nil if there is none
+	feed      func(ctx context.Context) ([]importer.Source, error)
 	closers   []io.Closer
 }
 
@@ -88,18 +91,19 @@ func newImportCargoCommand(s *streams) *cobra.Command {
 			if len(args) == 0 && f.allOf == "" {
 				return &exitError{exitUsage, errors.New("no source"), "see pkgswarm import cargo --help"}
 			}
-			return f.run(cmd.Context(), s, func(*operator) (*sources, error) { return f.sources(cmd.Context(), args) })
+			return f.run(cmd.Context(), s, func(op *operator) (*sources, error) { return f.sources(cmd.Context(), op, args) })
 		},
 	}
 	f.add(cmd)
 	cmd.Flags().StringVar(&f.index, "index", registry.CargoIndex, "sparse index `URL` for crates that are only named")
+	cmd.Flags().DurationVar(&f.revalidate, "revalidate", 6*time.Hour, "how often to look at all crates, with --watch and a feed: yanks are in no feed")
 	cmd.Flags().StringVar(&f.updates, "updates", "", "feed `URL` that names crates with new versions; looked at with --watch (default: that of crates.io with its index)")
-	cmd.Flags().StringVar(&f.allOf, "all-of", "", "all crates that the index in `DIR` names, from --index")
-	leaveOut(cmd, "all-of", "allow-removal", "cosigner", "download-rate", "every", "lan", "quorum", "updates", "upload-rate", "workers")
+	cmd.Flags().StringVar(&f.allOf, "all-of", "", "all crates that the index in `DIR` or the catalog names, from --index; with --watch also those of the feed")
+	leaveOut(cmd, "all-of", "allow-removal", "cosigner", "download-rate", "every", "lan", "quorum", "revalidate", "updates", "upload-rate", "workers")
 	return cmd
 }
 
-func (f *cargoFlags) sources(ctx context.Context, args []string) (_ *sources, err error) {
+func (f *cargoFlags) sources(ctx context.Context, op *operator, args []string) (_ *sources, err error) {
 	srcs := new(sources)
 	defer func() {
 		if err != nil {
@@ -141,6 +145,12 @@ func (f *cargoFlags) sources(ctx context.Context, args []string) (_ *sources, er
 			return nil, err
 		}
 		names = append(names, all...)
+		for h, err := range op.catalog.Packages(ctx, pkglog.Cargo) {
+			if err != nil {
+				return nil, err
+			}
+			names = append(names, h.Package)
+		}
 	}
 	dl := ""
 	var client *upstream.Client
@@ -205,12 +215,16 @@ func (f *cargoFlags) addIndex(ctx context.Context, srcs *sources, names []string
 	srcs.list = append(srcs.list, x)
 	if updates != "" {
 		feed := &importer.UpdateFeed{Client: client, URL: updates}
-		srcs.signal = func(ctx context.Context) ([]importer.Source, error) {
+		srcs.fed = x
+		srcs.feed = func(ctx context.Context) ([]importer.Source, error) {
 			named, err := feed.Names(ctx)
+			if f.allOf == "" {
+				named = intersect(sorted, named)
+			}
 			if err != nil || len(named) == 0 {
 				return nil, err
 			}
-			return []importer.Source{&importer.SparseIndex{Client: client, URL: url, Names: intersect(sorted, named)}}, nil
+			return []importer.Source{&importer.SparseIndex{Client: client, URL: url, Names: named}}, nil
 		}
 	}
 	return client, dl, nil

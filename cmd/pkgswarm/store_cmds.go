@@ -16,7 +16,7 @@ import (
 // openArtifacts opens the artifact store of a data directory that no node uses.
 func (d *dirs) openArtifacts() (*artifact.Store, *core.Store, error) {
 	dir := filepath.Join(d.data, "artifacts")
-	if _, err := os.Stat(dir); err != nil {
+	if _, err := os.Stat(storeDir(d.data)); err != nil {
 		return nil, nil, &exitError{exitNoStore, fmt.Errorf("no store in %s", d.data), "name its directory with --data"}
 	}
 	cores, err := core.OpenStore(storeDir(d.data), core.Options{})

@@ -39,7 +39,7 @@ type Writer struct {
 
 // writerCache is how many decoded blocks a writer keeps, of some 400 bytes each.
 // Changes come sorted for the most part, so that few are needed.
-const writerCache = 16384
+const writerCache = 8192
 
 // OpenWriter opens a catalog to write it. It refuses one that is behind what
 // memory says was signed, as a restored backup is. SEC-16

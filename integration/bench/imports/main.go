@@ -57,7 +57,7 @@ func main() {
 	serve := flag.Int("serve", 0, "serve `MODULES` until standard input ends")
 	flag.StringVar(&profiles, "profiles", "", "write profiles of each run to `DIR`: of the CPU, and of the heap in the end")
 	flag.Parse()
-	debug.SetGCPercent(50) // as the command does
+	debug.SetGCPercent(40) // as the command does
 	if *serve > 0 {
 		if err := serveModules(*serve); err != nil {
 			log.Fatal(err)
