@@ -66,7 +66,7 @@ func withNode(ctx context.Context, c node.Config, do func(ctx context.Context, n
 func runWith(ctx context.Context, s *streams, c node.Config, args []string) error {
 	return withNode(ctx, c, func(ctx context.Context, n *node.Node) error {
 		defer summarize(s, n)
-		env, cleanUp, err := commandEnv(n.URL(), !policyEmpty(c))
+		env, cleanUp, err := commandEnv(n.URL(), c.Policy.Binds())
 		if err != nil {
 			return err
 		}
@@ -82,8 +82,6 @@ func summarize(s *streams, n *node.Node) {
 		fmt.Fprintln(s.err, u.String())
 	}
 }
-
-func policyEmpty(c node.Config) bool { return c.Policy.Cargo.Empty() && c.Policy.Go.Empty() }
 
 // commandEnv returns the environment in which cargo and go use the node at url.
 func commandEnv(url string, strict bool) (env []string, cleanUp func(), err error) {

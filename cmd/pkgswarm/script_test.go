@@ -43,6 +43,10 @@ func runScripts(t *testing.T, dir string) {
 	if home, err := os.UserHomeDir(); rustup == "" && err == nil {
 		rustup = filepath.Join(home, ".rustup") // where cargo may be rustup's
 	}
+	cache := os.Getenv("GOCACHE") // shared: it would take long to compile the library anew
+	if dir, err := os.UserCacheDir(); cache == "" && err == nil {
+		cache = filepath.Join(dir, "go-build")
+	}
 	testscript.Run(t, testscript.Params{
 		Dir: dir,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -65,7 +69,7 @@ func runScripts(t *testing.T, dir string) {
 			env.Setenv("XDG_CACHE_HOME", home+"/.cache")
 			env.Setenv("XDG_STATE_HOME", home+"/.local/state")
 			env.Setenv("CARGO_HOME", home+"/.cargo")
-			env.Setenv("GOCACHE", home+"/.gocache")
+			env.Setenv("GOCACHE", cache)
 			env.Setenv("GOFLAGS", "-modcacherw")
 			return os.MkdirAll(home, 0o755)
 		},
@@ -113,8 +117,11 @@ func background(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	cmd := exec.Command(args[1], args[2:]...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = ts.MkAbs("."), out, os.Stderr
-	cmd.Env = append(os.Environ(), "HOME="+ts.Getenv("HOME"), "XDG_CACHE_HOME="+ts.Getenv("XDG_CACHE_HOME"),
-		"XDG_STATE_HOME="+ts.Getenv("XDG_STATE_HOME"), "XDG_CONFIG_HOME="+ts.Getenv("XDG_CONFIG_HOME"))
+	cmd.Env = os.Environ()
+	for _, name := range []string{"HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "CARGO_HOME",
+		"PKGSWARM_CONFIG", "PKGSWARM_CARGO_UPSTREAM", "PKGSWARM_GO_UPSTREAM", "PKGSWARM_SUMDB"} {
+		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
+	}
 	ts.Check(cmd.Start())
 	done := make(chan error, 1)
 	go func() { done <- errors.Join(cmd.Wait(), out.Close()) }()

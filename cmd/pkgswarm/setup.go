@@ -55,6 +55,11 @@ as a service, or use 'pkgswarm run -- cargo build' instead.`,
   pkgswarm setup --undo`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			p, err := readPolicy(cmd)
+			if err != nil {
+				return err
+			}
+			o.strict = o.strict || p.Binds()
 			steps, err := setup(cmd.Context(), o)
 			for _, step := range steps {
 				if o.json {

@@ -93,6 +93,9 @@ func (c Config) Check() error {
 	return nil
 }
 
+// Binds reports whether c refuses anything, and not only says that it would.
+func (c Config) Binds() bool { return !c.DryRun && !(c.Cargo.Empty() && c.Go.Empty()) }
+
 // Empty reports whether r allows everything.
 func (r Rules) Empty() bool { return len(r.Allow) == 0 && len(r.Block) == 0 && r.Cooldown == 0 }
 
