@@ -29,6 +29,7 @@ type finding struct {
 type doctor struct {
 	dirs
 	url      string
+	node     *node.Status // nil if none answers
 	findings []finding
 }
 
@@ -76,46 +77,6 @@ func (d *doctor) examine(ctx context.Context) {
 	d.examineProxy()
 }
 
-func (d *doctor) examineNode(ctx context.Context) {
-	st, err := askStatus(ctx, d.url)
-	if err != nil {
-		d.bad("node", "start it with pkgswarm serve, or give another --url", "none answers at %s", d.url)
-		return
-	}
-	if st.Ready {
-		d.ok("node", "%s at %s is ready", st.Version, st.Listen)
-	} else {
-		d.bad("node", "its log says which part has ended; start it again", "it is not ready")
-	}
-	if st.Store.Trouble != "" {
-		d.bad("store", "restart the node; if it comes again, look at the disk", "%s", st.Store.Trouble)
-	}
-	if st.Store.Damaged > 0 {
-		d.bad("store", "stop the node and run pkgswarm verify; if it goes on, look at the disk", "%d artifacts were damaged since the start", st.Store.Damaged)
-	} else {
-		d.ok("store", "%d artifacts, none found damaged", st.Store.Files)
-	}
-	for _, r := range st.Registries {
-		d.examineRegistry(r)
-	}
-	if n := len(st.Swarm.Peers); n > 0 {
-		d.ok("peers", "%d connected", n)
-	} else {
-		d.note("peers", "none connected: all comes from disk or the upstream", "name some with --peer HOST:PORT, or start nodes on this network")
-	}
-}
-
-func (d *doctor) examineRegistry(r node.RegistryStatus) {
-	switch {
-	case r.Length == 0:
-		d.bad("registry", "name a peer that has it with --peer", "catalog %s has not been read yet", r.Key)
-	case r.Stale:
-		d.bad("registry", "ask its operator; meanwhile the upstream is asked what is new", "catalog %s was last vouched for at %s", r.Key, r.Time)
-	default:
-		d.ok("registry", "%s", registryLine(r))
-	}
-}
-
 func (d *doctor) examineDir(what, dir string) {
 	info, err := os.Stat(dir)
 	switch {
@@ -156,9 +117,16 @@ func (d *doctor) examineCargo() {
 		d.bad("cargo", "make it readable", "%v", err)
 		return
 	}
-	if strings.Contains(string(b), clients.IndexURL(d.url)) {
+	_, addErr := clients.AddCargo(b, d.url)
+	replaced, isReplaced := errors.AsType[*clients.ReplacedError](addErr)
+	switch {
+	case strings.Contains(string(b), clients.IndexURL(d.url)) && d.node == nil:
+		d.bad("cargo", "start the node, or run pkgswarm setup --undo", "%s points at a node that does not run: cargo fails", path)
+	case strings.Contains(string(b), clients.IndexURL(d.url)):
 		d.ok("cargo", "%s points at the node", path)
-	} else {
+	case isReplaced:
+		d.note("cargo", fmt.Sprintf("%s replaces crates.io with %q", path, replaced.With), "remove that, and give its URL to the node with --cargo-upstream")
+	default:
 		d.note("cargo", path+" does not point at the node", "pkgswarm setup, or pkgswarm run -- cargo build")
 	}
 }
@@ -172,6 +140,10 @@ func (d *doctor) examineGo(ctx context.Context) {
 	switch {
 	case err != nil:
 		d.bad("go", "run go env, and mend what it says", "%v", err)
+	case strings.HasPrefix(list, clients.ProxyURL(d.url)+"|") && d.node != nil && d.node.Policy:
+		d.bad("go", "pkgswarm setup --strict", "GOPROXY=%s goes around the node's policy: after '|' any refusal leads to the next one", list)
+	case strings.HasPrefix(list, clients.ProxyURL(d.url)+",") && d.node == nil:
+		d.bad("go", "start the node, or run pkgswarm setup --undo", "GOPROXY=%s begins with a node that does not run: go fails", list)
 	case clients.RemoveGo(list, d.url) != list:
 		d.ok("go", "GOPROXY=%s", list)
 	default:

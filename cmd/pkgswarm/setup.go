@@ -31,7 +31,7 @@ type setupOptions struct {
 type setupStep struct {
 	Client string `json:"client"`
 	File   string `json:"file,omitempty"`
-	Action string `json:"action"` // "changed", "unchanged", "would change", "skipped"
+	Action string `json:"action"` // "changed", "unchanged", "would change", "skipped", "not running"
 	Detail string `json:"detail"`
 	Note   string `json:"note,omitempty"` // what to know about it
 }
@@ -59,8 +59,12 @@ as a service, or use 'pkgswarm run -- cargo build' instead.`,
 			if err != nil {
 				return err
 			}
-			o.strict = o.strict || p.Binds()
+			st, nodeErr := askStatus(cmd.Context(), o.url)
+			o.strict = o.strict || p.Binds() || nodeErr == nil && st.Policy
 			steps, err := setup(cmd.Context(), o)
+			if nodeErr != nil && !o.undo {
+				steps = append(steps, setupStep{Client: "node", Action: "not running", Detail: "none answers at " + o.url, Note: "start it with pkgswarm serve, or as a service"})
+			}
 			for _, step := range steps {
 				if o.json {
 					if err := json.NewEncoder(s.out).Encode(step); err != nil {
@@ -204,8 +208,9 @@ func setupGo(ctx context.Context, o setupOptions) (setupStep, error) {
 	if err := backup(file, old); err != nil {
 		return setupStep{}, err
 	}
-	if !o.strict {
-		step.Note = "while the node is not running, go asks the next one of the list"
+	step.Note = "while the node is not running, go asks the next one of the list"
+	if o.strict {
+		step.Note = "while the node is not running, go fails: what the node refuses binds"
 	}
 	return step, goEnvSet(ctx, "-w", "GOPROXY="+want)
 }

@@ -13,6 +13,7 @@ type Status struct {
 	Listen     string           `json:"listen"`
 	Ready      bool             `json:"ready"`
 	Offline    bool             `json:"offline"`
+	Policy     bool             `json:"policy"` // some versions are refused
 	Upstreams  []string         `json:"upstreams"`
 	SumTree    int64            `json:"sumdb_tree,omitempty"` // records of its newest tree known
 	SumDB      string           `json:"sumdb,omitempty"`      // verifier key of the checksum database; empty: none
@@ -70,6 +71,7 @@ func (n *Node) Status() Status {
 		Listen:     n.Addr().String(),
 		Ready:      !n.stopping.Load() && n.loops.broken() == "",
 		Offline:    n.c.Offline,
+		Policy:     n.c.Policy.Binds(),
 		Upstreams:  n.upstreams(),
 		SumDB:      n.sumKey,
 		Registries: n.registryStatus(),
