@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -103,13 +104,24 @@ func (s *Server) Add(t testing.TB, name, version string, crate []byte, members .
 	s.crates[name+"-"+version] = crate
 }
 
-// AddHome adds what cargo keeps in a CARGO_HOME: index files as it has cached
-// them, and the .crate files.
+// AddHome adds what cargo keeps in a CARGO_HOME: the .crate files, and index files as
+// it has cached them, but that versions without a .crate are yanked: whoever has no
+// lock file chooses among those that can be had, however old the cache is.
 func (s *Server) AddHome(t testing.TB, home string) {
 	t.Helper()
 	caches, err := filepath.Glob(filepath.Join(home, "registry", "index", "*", ".cache"))
 	if err != nil || len(caches) == 0 {
 		t.Fatalf("no cached index in %s: %v", home, err)
+	}
+	files, _ := filepath.Glob(filepath.Join(home, "registry", "cache", "*", "*.crate"))
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.mu.Lock()
+		s.crates[strings.TrimSuffix(filepath.Base(f), ".crate")] = b
+		s.mu.Unlock()
 	}
 	for _, dir := range caches {
 		err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
@@ -126,16 +138,6 @@ func (s *Server) AddHome(t testing.TB, home string) {
 			t.Fatal(err)
 		}
 	}
-	files, _ := filepath.Glob(filepath.Join(home, "registry", "cache", "*", "*.crate"))
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.mu.Lock()
-		s.crates[strings.TrimSuffix(filepath.Base(f), ".crate")] = b
-		s.mu.Unlock()
-	}
 }
 
 // addCached adds an index file in the form of cargo's cache: the byte 3, u32le 2,
@@ -150,11 +152,19 @@ func (s *Server) addCached(name string, b []byte) error {
 	}
 	parts := bytes.Split(b[5:], []byte{0})
 	var file []byte
-	for i := 2; i < len(parts); i += 2 {
-		file = append(append(file, parts[i]...), '\n')
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for i := 2; i < len(parts); i += 2 {
+		line := parts[i]
+		var v struct{ Name, Vers string }
+		if err := json.Unmarshal(line, &v); err != nil {
+			return err
+		}
+		if _, ok := s.crates[v.Name+"-"+v.Vers]; !ok {
+			line = bytes.Replace(line, []byte(`"yanked":false`), []byte(`"yanked":true`), 1)
+		}
+		file = append(append(file, line...), '\n')
+	}
 	s.index[n] = file
 	return nil
 }
