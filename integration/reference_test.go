@@ -15,6 +15,7 @@ import (
 	"github.com/pkgswarm/pkgswarm/core"
 	"github.com/pkgswarm/pkgswarm/core/merkle"
 	"github.com/pkgswarm/pkgswarm/internal/compact"
+	"github.com/pkgswarm/pkgswarm/internal/flattree"
 	"github.com/pkgswarm/pkgswarm/internal/testenv"
 	"github.com/pkgswarm/pkgswarm/internal/vectors"
 )
@@ -171,8 +172,7 @@ func (p *pair) sameBlocks(name string, c *core.Core) {
 	}
 }
 
-// TestReferenceProofs has either side prove and the other verify. (Forks, which a
-// replica reaches by more than one proof, are in TestReplicateFromJS and its like.)
+// TestReferenceProofs has either side prove and the other verify.
 func TestReferenceProofs(t *testing.T) {
 	p := newPair(t)
 	for round := range 3 {
@@ -181,20 +181,133 @@ func TestReferenceProofs(t *testing.T) {
 		for c.Length() == 0 || p.r.IntN(4) > 0 {
 			p.grow(name, c)
 		}
-		p.sameProofs(name, c)
+		p.sameProofs(name, c, p.replica(c))
 	}
 }
 
-func (p *pair) sameProofs(name string, c *core.Core) {
-	p.t.Helper()
+// TestReferenceForks has replicas on either side follow a core through several
+// forks: they find what the histories have in common by the other side's proofs,
+// and are then filled by more of them.
+func TestReferenceForks(t *testing.T) {
+	p := newPair(t)
+	name := "forks"
+	c := p.named(name)
+	for c.Length() < 3 {
+		p.grow(name, c)
+	}
 	replica := p.replica(c)
-	for range 12 {
-		req := p.request(c, replica)
-		proof, err := c.Prove(req)
-		if err != nil {
-			p.t.Fatalf("prove %s: %v", show(req), err)
+	p.sameProofs(name, c, replica)
+	for range 6 {
+		for fork := c.Fork(); c.Fork() == fork || c.Length() == 0; {
+			p.mutate(name, c)
 		}
-		ours := proof.AppendMessage(nil, 1)
+		p.reorgHere(name, c, replica)
+		p.reorgThere(name, c)
+		p.sameProofs(name, c, replica)
+	}
+}
+
+// head is the request with which a reorganisation begins.
+func head(c *core.Core) merkle.Request {
+	return merkle.Request{Fork: c.Fork(), Upgrade: &merkle.UpgradeRequest{Length: c.Length()}}
+}
+
+// wanted is a request for something that a reorganisation wants.
+func (p *pair) wanted(c *core.Core, start, end, nodes uint64) merkle.Request {
+	end = min(end, c.Length())
+	i := start
+	if start < end {
+		i += p.r.Uint64N(end - start)
+	}
+	return merkle.Request{Fork: c.Fork(), Hash: &merkle.HashRequest{Index: 2 * i, Nodes: nodes}}
+}
+
+// theirProof has the reference answer a request, and decodes it.
+func (p *pair) theirProof(name string, req merkle.Request) *merkle.Proof {
+	p.t.Helper()
+	var theirs []vectors.Hex
+	p.call("prove", params{"name": name, "requests": []any{requestJSON(req)}}, &theirs)
+	proof, ok := decodes(theirs[0])
+	if !ok {
+		p.t.Fatalf("proof of %s does not decode: %x", show(req), []byte(theirs[0]))
+	}
+	return proof
+}
+
+// ourMessage answers a request, encoded.
+func (p *pair) ourMessage(c *core.Core, req merkle.Request) []byte {
+	p.t.Helper()
+	proof, err := c.Prove(req)
+	if err != nil {
+		p.t.Fatalf("prove %s: %v", show(req), err)
+	}
+	return proof.AppendMessage(nil, 1)
+}
+
+func (p *pair) reorgHere(name string, c, replica *core.Core) {
+	p.t.Helper()
+	g, err := replica.BeginReorg(p.theirProof(name, head(c)))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for want, open := g.Want(); open; want, open = g.Want() {
+		req := p.wanted(c, want.Start, want.End, want.Nodes)
+		if err := replica.UpdateReorg(g, p.theirProof(name, req)); err != nil {
+			p.t.Fatalf("reorganise with the proof of %s: %v", show(req), err)
+		}
+	}
+	if err := replica.FinishReorg(g); err != nil {
+		p.t.Fatal(err)
+	}
+	if got, want := stateOf(replica), stateOf(c); got != want {
+		p.t.Fatalf("reorganised:\n got %s\nwant %s", got, want)
+	}
+	for i := range replica.Length() { // what is left is of the common history
+		if !replica.Has(i) {
+			continue
+		}
+		got, err := replica.Get(p.t.Context(), i)
+		want, _ := c.Get(p.t.Context(), i)
+		if err != nil || !bytes.Equal(got, want) {
+			p.t.Fatalf("block %d after the reorganisation is %.40x, %v, want %.40x", i, got, err, want)
+		}
+	}
+}
+
+func (p *pair) reorgThere(name string, c *core.Core) {
+	p.t.Helper()
+	m, _ := c.Manifest()
+	req := head(c)
+	for {
+		var js struct {
+			state
+			OK   bool
+			Want *struct{ Start, End, Nodes uint64 }
+		}
+		p.call("reorg", params{"replica": "replica of " + name, "manifest": fmt.Sprintf("%x", m.Encode()),
+			"message": fmt.Sprintf("%x", p.ourMessage(c, req))}, &js)
+		if js.Want == nil {
+			if !js.OK {
+				p.t.Fatal("the reference does not reorganise")
+			}
+			p.same("reorganised there", c, js.state)
+			return
+		}
+		req = p.wanted(c, js.Want.Start, js.Want.End, js.Want.Nodes)
+	}
+}
+
+func (p *pair) sameProofs(name string, c, replica *core.Core) {
+	p.t.Helper()
+	for range 16 {
+		req := p.request(name, c, replica)
+		if _, err := c.Prove(req); errors.Is(err, merkle.ErrRequest) {
+			if p.js.Call("prove", params{"name": name, "requests": []any{requestJSON(req)}}, nil) == nil {
+				p.t.Fatalf("prove %s: %v, but the reference does", show(req), err)
+			}
+			continue
+		}
+		ours := p.ourMessage(c, req)
 		var theirs []vectors.Hex
 		p.call("prove", params{"name": name, "requests": []any{requestJSON(req)}}, &theirs)
 		if !bytes.Equal(ours, theirs[0]) {
@@ -225,26 +338,70 @@ func (p *pair) replica(c *core.Core) *core.Core {
 }
 
 // request makes up what the replica could ask c next: an upgrade first.
-func (p *pair) request(c, replica *core.Core) merkle.Request {
+func (p *pair) request(name string, c, replica *core.Core) merkle.Request {
 	req := merkle.Request{Fork: c.Fork()}
 	if replica.Length() < c.Length() {
 		req.Upgrade = &merkle.UpgradeRequest{Start: replica.Length(), Length: c.Length() - replica.Length()}
 	}
-	if req.Upgrade == nil || p.r.IntN(2) == 0 {
+	if req.Upgrade != nil && p.r.IntN(2) == 0 {
+		return req
+	}
+	switch p.r.IntN(5) {
+	case 0, 1, 2:
 		i := p.r.Uint64N(c.Length())
-		nodes, err := replica.MissingNodes(2 * i)
-		if err != nil {
-			p.t.Fatal(err)
+		req.Block = &merkle.BlockRequest{Index: i, Nodes: p.missing(name, replica, 2*i)}
+	case 3:
+		i := p.r.Uint64N(2 * c.Length())
+		for flattree.RightSpan(i) >= 2*c.Length() {
+			i = p.r.Uint64N(2 * c.Length())
 		}
-		req.Block = &merkle.BlockRequest{Index: i, Nodes: nodes}
+		req.Hash = &merkle.HashRequest{Index: i, Nodes: p.missing(name, replica, i)}
+	}
+	if size := c.ByteLength(); size > 0 && p.seekable(c, req) {
+		req.Seek = &merkle.SeekRequest{Bytes: p.r.Uint64N(size)}
 	}
 	return req
+}
+
+// seekable says whether to add a seek to a request. With a block or node that is
+// not below the first root, the reference adds a number to undefined and answers
+// with a path to somewhere else; ours goes to the byte.
+func (p *pair) seekable(c *core.Core, req merkle.Request) bool {
+	target := uint64(0)
+	switch {
+	case req.Block != nil:
+		target = 2 * req.Block.Index
+	case req.Hash != nil:
+		target = req.Hash.Index
+	default:
+		return true
+	}
+	return flattree.RightSpan(target) <= flattree.RightSpan(c.Tree().Roots[0].Index) && p.r.IntN(3) == 0
+}
+
+// missing returns how long a path the replicas on both sides need. Ours may know
+// more: a node above two known ones need not come from a proof.
+func (p *pair) missing(name string, replica *core.Core, index uint64) uint64 {
+	p.t.Helper()
+	ours, err := replica.MissingNodes(index)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	var theirs uint64
+	p.call("missing", params{"replica": "replica of " + name, "index": index}, &theirs)
+	return max(ours, theirs)
 }
 
 func requestJSON(r merkle.Request) params {
 	out := params{"fork": r.Fork}
 	if r.Block != nil {
 		out["block"] = params{"index": r.Block.Index, "nodes": r.Block.Nodes}
+	}
+	if r.Hash != nil {
+		out["hash"] = params{"index": r.Hash.Index, "nodes": r.Hash.Nodes}
+	}
+	if r.Seek != nil {
+		out["seek"] = params{"bytes": r.Seek.Bytes, "padding": r.Seek.Padding}
 	}
 	if r.Upgrade != nil {
 		out["upgrade"] = params{"start": r.Upgrade.Start, "length": r.Upgrade.Length}

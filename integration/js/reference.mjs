@@ -14,6 +14,7 @@ const { manifest: encoding, wire } = createRequire(import.meta.url)('hypercore/l
 
 let store = null
 const cores = new Map()
+const reorgs = new Map()
 const bees = new Map()
 
 async function open (name) {
@@ -115,6 +116,25 @@ serve({
     proof.manifest = c.decode(encoding, unhex(manifest))
     const ok = await core.applyProof(proof)
     return { ok, ...(await state(core)) }
+  },
+  // How many steps above a node such a replica knows the first one.
+  async missing ({ replica, index }) {
+    const core = cores.get(replica)
+    return core ? MerkleTree.missingNodes(core.state, index, core.state.length) : 0
+  },
+  // Has such a replica replace its history by that of a higher fork: first with a
+  // proof of the new head, then with what the answers want.
+  async reorg ({ replica, manifest, message }) {
+    const core = cores.get(replica)
+    const proof = c.decode(wire.data, unhex(message))
+    proof.manifest = c.decode(encoding, unhex(manifest))
+    let batch = reorgs.get(replica)
+    if (batch) await batch.update(proof)
+    else reorgs.set(replica, batch = await core.core.verifyReorg(proof))
+    if (!batch.finished) return { want: batch.want }
+    reorgs.delete(replica)
+    const ok = await core.core.reorg(batch)
+    return { ok, want: null, ...(await state(core)) }
   },
   // Tree and key of a static core of count blocks, block i being the text i.
   async static (count) {
