@@ -27,12 +27,14 @@ type pair struct {
 	r     *rand.Rand
 	js    *testenv.Node
 	store *core.Store
+
+	versions map[string][]uint64 // of bees, between batches
 }
 
 func newPair(t *testing.T) *pair {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	p := &pair{t: t, r: rand.New(rand.NewPCG(seed, 0)), js: testenv.StartNode(t, "reference.mjs")}
+	p := &pair{t: t, r: rand.New(rand.NewPCG(seed, 0)), js: testenv.StartNode(t, "reference.mjs"), versions: map[string][]uint64{}}
 	var primary [32]byte
 	for i := range primary {
 		primary[i] = byte(p.r.Uint32())
@@ -562,6 +564,7 @@ func (p *pair) beeOps(name string, tree *bee.Tree, c *core.Core, steps int, next
 	p.t.Helper()
 	var ops []any
 	for range steps {
+		p.versions[name] = append(p.versions[name], tree.Version())
 		if p.r.IntN(2) == 0 {
 			o := next()
 			p.do(tree, o)
@@ -639,8 +642,23 @@ func TestReferenceBigBee(t *testing.T) {
 	p.sameReads("big", tree, 5000)
 }
 
-// sameReads compares what both read, now and at earlier versions that end no
-// batch in the middle: those were noted as the length of the log between steps.
+// version is one that ends no batch in the middle, or 0, the newest.
+func (p *pair) version(name string) uint64 {
+	list := p.versions[name]
+	if len(list) == 0 || p.r.IntN(3) == 0 {
+		return 0
+	}
+	return list[p.r.IntN(len(list))]
+}
+
+func at(tree *bee.Tree, version uint64) *bee.Tree {
+	if version == 0 {
+		return tree
+	}
+	return tree.Checkout(version)
+}
+
+// sameReads compares what both read, now and at earlier versions.
 func (p *pair) sameReads(name string, tree *bee.Tree, universe int) {
 	p.t.Helper()
 	bound := func() string { return fmt.Sprintf("%x", fmt.Sprintf("key %d", p.r.IntN(universe))) }
@@ -661,23 +679,59 @@ func (p *pair) sameReads(name string, tree *bee.Tree, universe int) {
 		if p.r.IntN(2) == 0 {
 			r.Reverse, js["reverse"] = true, true
 		}
+		version := p.version(name)
 		var want [][]any
-		p.call("beeRange", params{"name": name, "range": js}, &want)
+		p.call("beeRange", params{"name": name, "version": version, "range": js}, &want)
 		var got [][]any
-		for e, err := range tree.Range(p.t.Context(), r) {
+		for e, err := range at(tree, version).Range(p.t.Context(), r) {
 			if err != nil {
 				p.t.Fatal(err)
 			}
 			got = append(got, row(e))
 		}
-		p.sameRows(fmt.Sprintf("range %v", js), got, want)
+		p.sameRows(fmt.Sprintf("range %v of version %d", js, version), got, want)
 	}
-	p.sameGets(name, tree, bound)
+	for range 4 {
+		p.sameGets(name, tree, bound)
+		p.sameDiff(name, tree, bound)
+	}
 	p.sameHistory(name, tree)
+}
+
+// sameDiff compares what differs between two versions.
+func (p *pair) sameDiff(name string, tree *bee.Tree, bound func() string) {
+	p.t.Helper()
+	version, other := p.version(name), max(1, p.version(name))
+	r, js := bee.Range{}, params{}
+	if p.r.IntN(2) == 0 {
+		s := bound()
+		r.GTE, js["gte"] = unhex(s), s
+	}
+	if p.r.IntN(2) == 0 {
+		s := bound()
+		r.LT, js["lt"] = unhex(s), s
+	}
+	var got, want [][]any
+	for d, err := range at(tree, version).Diff(p.t.Context(), other, r) {
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		both := []any{nil, nil}
+		for i, e := range []*bee.Entry{d.Left, d.Right} {
+			if e != nil {
+				both[i] = row(*e)
+			}
+		}
+		got = append(got, both)
+	}
+	p.call("beeDiff", params{"name": name, "version": version, "other": other, "range": js}, &want)
+	p.sameRows(fmt.Sprintf("difference of versions %d and %d in %v", version, other, js), got, want)
 }
 
 func (p *pair) sameGets(name string, tree *bee.Tree, bound func() string) {
 	p.t.Helper()
+	version := p.version(name)
+	tree = at(tree, version)
 	var keys []string
 	var got, want [][]any
 	for range 50 {
@@ -693,8 +747,8 @@ func (p *pair) sameGets(name string, tree *bee.Tree, bound func() string) {
 			got = append(got, row(e))
 		}
 	}
-	p.call("beeGet", params{"name": name, "keys": keys}, &want)
-	p.sameRows("gets", got, want)
+	p.call("beeGet", params{"name": name, "version": version, "keys": keys}, &want)
+	p.sameRows(fmt.Sprintf("gets of version %d", version), got, want)
 }
 
 func (p *pair) sameHistory(name string, tree *bee.Tree) {

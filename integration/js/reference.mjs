@@ -182,10 +182,11 @@ serve({
     }
     return out
   },
-  async beeDiff ({ name, version, other }) {
+  async beeDiff ({ name, version, other, range }) {
     const db = await bee(name)
     const at = version ? db.checkout(version) : db
-    return all(at.createDiffStream(other), (d) => [d.left && entry(d.left), d.right && entry(d.right)])
+    const bounds = Object.fromEntries(Object.entries(range).map(([k, v]) => [k, unhex(v)]))
+    return all(at.createDiffStream(other, bounds), (d) => [d.left && entry(d.left), d.right && entry(d.right)])
   },
   async beeHistory (name) {
     return all((await bee(name)).createHistoryStream(), (e) => [e.type, ...entry(e)])
