@@ -19,7 +19,7 @@ var (
 type CAS func(prev, next Entry) bool
 
 // A Batch is a number of changes that are appended together: all or none. Its
-// methods must not be called concurrently. From the first change until Flush or
+// methods must not be called concurrently. Its reads see its changes. From the first change until Flush or
 // Close, nobody else can write to the tree.
 type Batch struct {
 	t       *Tree

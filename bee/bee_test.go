@@ -7,10 +7,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"reflect"
 	"slices"
-	"sort"
 	"strings"
 	"sync"
 	"testing"
@@ -491,7 +491,11 @@ func TestModel(t *testing.T) {
 				t.Fatal(err)
 			}
 			model[string(k)] = value
+			if r.IntN(4) == 0 {
+				check(t, b, model, r)
+			}
 		}
+		check(t, b, model, r)
 		if err := b.Flush(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -513,26 +517,42 @@ func TestModel(t *testing.T) {
 	}
 }
 
-func check(t *testing.T, tree *bee.Tree, model map[string]string, r *rand.Rand) {
+// A reader is a tree, or a batch that is open.
+type reader interface {
+	Get(ctx context.Context, key []byte) (bee.Entry, error)
+	Range(ctx context.Context, r bee.Range) iter.Seq2[bee.Entry, error]
+}
+
+// check compares a look-up and a range of what is read with the model.
+func check(t *testing.T, tree reader, model map[string]string, r *rand.Rand) {
 	t.Helper()
-	keys := make([]string, 0, len(model))
-	for k := range model {
-		keys = append(keys, k)
-	}
-	sort.Strings(keys)
 	k := fmt.Sprintf("k%03d", r.IntN(320))
 	e, err := tree.Get(t.Context(), []byte(k))
 	if v, ok := model[k]; ok && (err != nil || string(e.Value) != v) || !ok && !errors.Is(err, bee.ErrNotFound) {
-		t.Fatalf("version %d: get %s = %s, %v, want %q %v", tree.Version(), k, e.Value, err, v, ok)
+		t.Fatalf("get %s = %s, %v, want %q %v", k, e.Value, err, v, ok)
 	}
 	lo, hi := fmt.Sprintf("k%03d", r.IntN(300)), fmt.Sprintf("k%03d", r.IntN(300))
-	rg := bee.Range{GTE: []byte(lo), LT: []byte(hi), Reverse: r.IntN(2) == 0, Limit: r.IntN(40)}
+	rg := bee.Range{Reverse: r.IntN(2) == 0, Limit: r.IntN(40)}
+	inside := []func(k string) bool{}
+	switch r.IntN(3) {
+	case 0:
+		rg.GTE, inside = []byte(lo), append(inside, func(k string) bool { return k >= lo })
+	case 1:
+		rg.GT, inside = []byte(lo), append(inside, func(k string) bool { return k > lo })
+	}
+	switch r.IntN(3) {
+	case 0:
+		rg.LT, inside = []byte(hi), append(inside, func(k string) bool { return k < hi })
+	case 1:
+		rg.LTE, inside = []byte(hi), append(inside, func(k string) bool { return k <= hi })
+	}
 	var want []string
-	for _, k := range keys {
-		if k >= lo && k < hi {
-			want = append(want, k)
+	for k, v := range model {
+		if !slices.ContainsFunc(inside, func(in func(string) bool) bool { return !in(k) }) {
+			want = append(want, k+"="+v)
 		}
 	}
+	slices.Sort(want)
 	if rg.Reverse {
 		slices.Reverse(want)
 	}
@@ -544,10 +564,10 @@ func check(t *testing.T, tree *bee.Tree, model map[string]string, r *rand.Rand) 
 		if err != nil {
 			t.Fatal(err)
 		}
-		got = append(got, string(e.Key))
+		got = append(got, string(e.Key)+"="+string(e.Value))
 	}
 	if !slices.Equal(got, want) {
-		t.Fatalf("version %d: range %s..%s reverse %v limit %d\n got %q\nwant %q", tree.Version(), lo, hi, rg.Reverse, rg.Limit, got, want)
+		t.Fatalf("range %+v\n got %q\nwant %q", rg, got, want)
 	}
 }
 
