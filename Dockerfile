@@ -12,13 +12,13 @@ RUN CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o /out/pkgswarm ./cmd/pkg
 # owns them; volumes mounted there take over owner and mode. They are copied with
 # what is above them: a directory that COPY itself makes is open to all, and the
 # program refuses that.
-RUN install -d -m 0700 -o 65532 -g 65532 /out/root/tmp \
-    /out/root/var/lib/pkgswarm/data /out/root/var/lib/pkgswarm/state
+RUN install -d -m 0700 -o 65532 -g 65532 /out/image/tmp \
+    /out/image/var/lib/pkgswarm/data /out/image/var/lib/pkgswarm/state
 
 FROM scratch
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /out/pkgswarm /pkgswarm
-COPY --from=build --chown=65532:65532 /out/root /
+COPY --from=build --chown=65532:65532 /out/image /
 USER 65532:65532
 ENV PKGSWARM_DATA=/var/lib/pkgswarm/data \
     PKGSWARM_STATE=/var/lib/pkgswarm/state \

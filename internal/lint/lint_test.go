@@ -157,3 +157,45 @@ func eachFile(t *testing.T, f func(path string, b []byte)) {
 		t.Fatalf("found %d files only", n)
 	}
 }
+
+// TestFoundBugsHaveTests: each test that the table of found bugs names exists in the
+// package that it names. REL-18
+func TestFoundBugsHaveTests(t *testing.T) {
+	b, err := os.ReadFile("../../docs/found.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := regexp.MustCompile("`([a-z/]+)`|\\b((?:Test|Fuzz)[A-Z]\\w*)")
+	n := 0
+	for line := range strings.Lines(string(b)) {
+		cells := strings.Split(line, "|")
+		if len(cells) != 5 || strings.Contains(line, "---") || strings.Contains(line, "| Found by |") {
+			continue
+		}
+		dir := ""
+		for _, m := range name.FindAllStringSubmatch(cells[3], -1) {
+			if m[1] != "" {
+				dir = m[1]
+				continue
+			}
+			if n++; !hasTest(t, dir, m[2]) {
+				t.Errorf("no test %s in %s", m[2], dir)
+			}
+		}
+	}
+	if n < 15 {
+		t.Errorf("%d tests found only", n)
+	}
+}
+
+// hasTest reports whether a package has a test function.
+func hasTest(t *testing.T, dir, name string) bool {
+	files, err := filepath.Glob(filepath.Join("../..", dir, "*_test.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.ContainsFunc(files, func(f string) bool {
+		b, err := os.ReadFile(f)
+		return err == nil && strings.Contains(string(b), "\nfunc "+name+"(")
+	})
+}
