@@ -275,3 +275,18 @@ func TestFewDescriptors(t *testing.T) {
 		t.Errorf("/readyz afterwards: %d %v", status, err)
 	}
 }
+
+// getStatus gets a URL, whatever the status.
+func getStatus(t testing.TB, url string) (int, string) {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(b)
+}

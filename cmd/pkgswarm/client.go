@@ -38,6 +38,11 @@ func ask(ctx context.Context, url, path string, answer any) error {
 	if err != nil {
 		return &exitError{exitUsage, err, "write the URL as " + defaultNode}
 	}
+	return send(req, url, answer)
+}
+
+// send sends req to the node at url, which answers with JSON.
+func send(req *http.Request, url string, answer any) error {
 	// The node is ours: no proxy stands between.
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Do(req)

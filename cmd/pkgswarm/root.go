@@ -197,6 +197,7 @@ var commands = []func(*streams) *cobra.Command{
 	newPrefetchCommand,
 	newVerifyCommand,
 	newGCCommand,
+	newDenyCommand,
 	newDoctorCommand,
 	newSetupCommand,
 	newVersionCommand,

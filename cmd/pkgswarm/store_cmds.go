@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -35,21 +36,17 @@ func (d *dirs) openArtifacts() (*artifact.Store, *core.Store, error) {
 
 func newGCCommand(s *streams) *cobra.Command {
 	var d dirs
+	var url string
 	asJSON := false
 	cmd := &cobra.Command{
 		Use:   "gc",
 		Short: "Remove what is left over or withdrawn, and what is above the disk cap",
 		Long: `Removes artifacts that were withdrawn, and files that belong to nothing. What is
-pinned stays. The node must not be running; a running node does this by itself.`,
+pinned stays. A node that runs on the store does it itself, and is asked to.`,
 		Example: "  pkgswarm gc",
 		Args:    cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) (err error) {
-			files, cores, err := d.openArtifacts()
-			if err != nil {
-				return err
-			}
-			defer func() { err = errors.Join(err, files.Close(), cores.Close()) }()
-			freed, err := files.Collect()
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			freed, err := d.collect(cmd.Context(), url)
 			if err != nil {
 				return err
 			}
@@ -61,6 +58,25 @@ pinned stays. The node must not be running; a running node does this by itself.`
 		},
 	}
 	d.addFlags(cmd)
+	cmd.Flags().StringVar(&url, "url", defaultNode, "the `URL` of the node, if one runs")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
+}
+
+// collect evicts from the store, or has the node at url do it that uses the store,
+// and returns the bytes freed.
+func (d *dirs) collect(ctx context.Context, url string) (freed int64, err error) {
+	files, cores, err := d.openArtifacts()
+	if e, ok := errors.AsType[*exitError](err); ok && e.code == exitInUse {
+		var answer struct {
+			Freed int64 `json:"freed_bytes"`
+		}
+		err := change(ctx, url, d.state, "/api/v1/gc", struct{}{}, &answer)
+		return answer.Freed, err
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, files.Close(), cores.Close()) }()
+	return files.Collect()
 }

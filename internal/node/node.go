@@ -22,6 +22,7 @@
 //	/feeds/...            Atom feeds of the catalogs; see package feed
 //	/swarm                peers over WebSocket
 //	/api/v1/status        figures as JSON
+//	/api/v1/deny and others   changes; see Node.changes
 //	/api/v1/why/...       what proves a version that is here, as JSON; see [Why]
 //	/metrics              for Prometheus
 //	/healthz /readyz      alive; able to serve
@@ -43,6 +44,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -138,7 +140,9 @@ type Node struct {
 	clients       []*upstream.Client
 	mirrors       []*crates.Crates // of cargo registries, private ones included
 	sumKey        string
-	token         string   // for changes over HTTP
+	token         string // for changes over HTTP
+	deniedMu      sync.Mutex
+	denied        []Denial // guarded by deniedMu
 	public        *url.URL // Config.PublicURL; nil without
 
 	ln       net.Listener
@@ -187,6 +191,9 @@ func Open(c Config) (_ *Node, err error) {
 			return nil, err
 		}
 	}
+	if err := n.openDenied(); err != nil {
+		return nil, err
+	}
 	if n.token, err = loadToken(filepath.Join(c.State, "token")); err != nil {
 		return nil, err
 	}
@@ -212,6 +219,7 @@ func Open(c Config) (_ *Node, err error) {
 	if err := n.openFronts(); err != nil {
 		return nil, err
 	}
+	n.withdrawDenied()
 	if err := n.listen(); err != nil {
 		return nil, err
 	}
@@ -324,7 +332,7 @@ func (n *Node) guarded(h http.Handler) (http.Handler, error) {
 // a bearer token, or as the password of basic authentication, as go sends it.
 func requireToken(token string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/healthz" && r.URL.Path != "/readyz" && !hasToken(r, token) {
+		if r.URL.Path != "/healthz" && r.URL.Path != "/readyz" && !hasToken(clientToken(r), token) {
 			w.Header().Set("WWW-Authenticate", `Basic realm="pkgswarm"`)
 			http.Error(w, "a token is needed", http.StatusUnauthorized)
 			return
@@ -333,11 +341,15 @@ func requireToken(token string, next http.Handler) http.Handler {
 	})
 }
 
-func hasToken(r *http.Request, token string) bool {
-	given := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+// clientToken returns the token that a request carries.
+func clientToken(r *http.Request) string {
 	if _, password, ok := r.BasicAuth(); ok {
-		given = password
+		return password
 	}
+	return strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+}
+
+func hasToken(given, token string) bool {
 	return subtle.ConstantTimeCompare([]byte(given), []byte(token)) == 1
 }
 
@@ -349,6 +361,9 @@ func (n *Node) router() http.Handler {
 	r.Handle("/metrics", n.metrics.handler())
 	r.Get("/api/v1/status", n.serveStatus)
 	r.Get("/api/v1/why/{ecosystem}/*", n.serveWhy)
+	for path, h := range n.changes() {
+		r.Handle(path, h)
+	}
 	r.Handle("/swarm", n.swarm.Handler())
 	n.mountDashboard(r)
 	if n.signed != nil {

@@ -314,6 +314,15 @@ func (s *Store) Stat(d Digest) (Info, error) {
 	return rec.Info, nil
 }
 
+// Find is Stat for a file that may have been withdrawn.
+func (s *Store) Find(d Digest) (Info, error) {
+	rec, err := s.resolve(d)
+	if err != nil {
+		return Info{}, lost(err)
+	}
+	return rec.Info, nil
+}
+
 // StatKey is Stat by the key of the static core.
 func (s *Store) StatKey(k Key) (Info, error) {
 	rec, err := s.resolveBy('k', k)

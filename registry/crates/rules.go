@@ -11,7 +11,7 @@ import (
 func (s *Crates) refuse(l registry.CargoLine) *policy.Refusal {
 	published, _ := time.Parse(time.RFC3339, l.PubTime) // a time that cannot be read is none
 	r := s.c.Rules.Refuse(l.Name, l.Vers, published, time.Now())
-	if r != nil && s.c.DryRun {
+	if r != nil && s.c.DryRun && r.Rule != policy.Deny {
 		s.log.Info("would be refused", "crate", l.Name, "version", l.Vers, "rule", r.Rule)
 		return nil
 	}
@@ -19,21 +19,28 @@ func (s *Crates) refuse(l registry.CargoLine) *policy.Refusal {
 }
 
 // allowed returns f without the versions that the policy refuses: f itself if there
-// are none, so that it stays byte for byte the upstream's.
+// are none, so that it stays byte for byte the upstream's. If none is left it
+// returns why, which cargo shows.
 func (s *Crates) allowed(name registry.CrateName, f *File) (*File, error) {
 	if s.c.Rules.Empty() {
 		return f, nil
 	}
 	var body []byte
 	left := 0
+	var refusal *policy.Refusal
 	for _, l := range f.Lines {
-		if s.refuse(l) == nil {
+		if r := s.refuse(l); r != nil {
+			refusal = r
+		} else {
 			body = append(append(body, l.Raw...), '\n')
 			left++
 		}
 	}
 	if left == len(f.Lines) {
 		return f, nil
+	}
+	if left == 0 {
+		return nil, refusal
 	}
 	g, err := newFile(name, body)
 	if err != nil {

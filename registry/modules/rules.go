@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/mod/semver"
+
+	"github.com/pkgswarm/pkgswarm/registry/policy"
 )
 
 // refuse returns why a version is not let out, or nil: it was withdrawn, or the
@@ -32,7 +34,7 @@ func (m *Modules) refuse(ctx context.Context, path, version string) error {
 	if r == nil {
 		return nil
 	}
-	if m.conf.DryRun {
+	if m.conf.DryRun && r.Rule != policy.Deny {
 		m.log.Info("would be refused", "module", path, "version", version, "rule", r.Rule)
 		return nil
 	}
@@ -55,7 +57,7 @@ func (m *Modules) refuseResolved(path string, f *File) error {
 		return nil
 	}
 	r := m.conf.Rules.Refuse(path, info.Version, info.Time, time.Now())
-	if r == nil || m.conf.DryRun {
+	if r == nil || m.conf.DryRun && r.Rule != policy.Deny {
 		return nil
 	}
 	return r
@@ -66,7 +68,10 @@ func (m *Modules) refuseResolved(path string, f *File) error {
 // is below that is nearly always older, and is judged by its own age in the end.
 func (m *Modules) allowedList(ctx context.Context, path string, f *File) *File {
 	rules := m.conf.Rules
-	if rules.Empty() || m.conf.DryRun {
+	if m.conf.DryRun {
+		rules = policy.Rules{Denied: rules.Denied}
+	}
+	if rules.Empty() {
 		return f
 	}
 	lines := slices.Collect(bytes.Lines(f.Body))

@@ -30,6 +30,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -39,6 +40,67 @@ type Rules struct {
 	Block    []string `toml:"block"`
 	Except   []string `toml:"except"`
 	Cooldown Duration `toml:"cooldown"`
+
+	// Denied are versions that no other rule, exception or dry run lets out; nil:
+	// none.
+	Denied *Denials `toml:"-"`
+}
+
+// Deny is the Rule of a refusal that is due to Denials.
+const Deny = "deny"
+
+// Denials are versions that are refused from the moment that somebody says so.
+// They are safe for concurrent use.
+type Denials struct {
+	Fold bool // names that differ in case only are one, as cargo's are
+
+	mu      sync.RWMutex
+	reasons map[string]string // by NAME@VERSION
+}
+
+// Set refuses a version from now on.
+func (d *Denials) Set(name, version, reason string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.reasons == nil {
+		d.reasons = make(map[string]string)
+	}
+	d.reasons[d.key(name, version)] = reason
+}
+
+func (d *Denials) key(name, version string) string {
+	if d.Fold {
+		name = strings.ToLower(name)
+	}
+	return name + "@" + version
+}
+
+// Remove undoes Set. It reports whether there was something to undo.
+func (d *Denials) Remove(name, version string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	_, was := d.reasons[d.key(name, version)]
+	delete(d.reasons, d.key(name, version))
+	return was
+}
+
+func (d *Denials) reason(name, version string) (string, bool) {
+	if d == nil {
+		return "", false
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	reason, ok := d.reasons[d.key(name, version)]
+	return reason, ok
+}
+
+func (d *Denials) empty() bool {
+	if d == nil {
+		return true
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return len(d.reasons) == 0
 }
 
 // Duration is a [time.Duration] that is written as text, such as "72h" or "3d".
@@ -97,13 +159,15 @@ func (c Config) Check() error {
 func (c Config) Binds() bool { return !c.DryRun && !(c.Cargo.Empty() && c.Go.Empty()) }
 
 // Empty reports whether r allows everything.
-func (r Rules) Empty() bool { return len(r.Allow) == 0 && len(r.Block) == 0 && r.Cooldown == 0 }
+func (r Rules) Empty() bool {
+	return len(r.Allow) == 0 && len(r.Block) == 0 && r.Cooldown == 0 && r.Denied.empty()
+}
 
 // A Refusal says which rule refuses a version. It is an error whose text is
 // meant for the person whose build stops.
 type Refusal struct {
 	Name, Version string
-	Rule          string // "allow", "block" or "cooldown"
+	Rule          string // "allow", "block", "cooldown" or Deny
 	Reason        string
 }
 
@@ -116,6 +180,9 @@ func (r *Refusal) Error() string {
 func (r Rules) Refuse(name, version string, published, now time.Time) *Refusal {
 	if r.Empty() {
 		return nil
+	}
+	if reason, ok := r.Denied.reason(name, version); ok {
+		return &Refusal{name, version, Deny, "it was withdrawn here: " + reason}
 	}
 	if _, ok := find(r.Except, name, version); ok {
 		return nil
