@@ -71,8 +71,12 @@ func (d *dirs) collect(ctx context.Context, url string) (freed int64, err error)
 		var answer struct {
 			Freed int64 `json:"freed_bytes"`
 		}
-		err := change(ctx, url, d.state, "/api/v1/gc", struct{}{}, &answer)
-		return answer.Freed, err
+		asked := change(ctx, url, d.state, "/api/v1/gc", struct{}{}, &answer)
+		if u, ok := errors.AsType[*exitError](asked); ok && u.code == exitUnreachable {
+			e.hint = "stop the process, or name the node's address with --url"
+			return 0, e
+		}
+		return answer.Freed, asked
 	}
 	if err != nil {
 		return 0, err
