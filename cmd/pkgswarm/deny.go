@@ -43,9 +43,9 @@ func newDenyCommand(s *streams) *cobra.Command {
 		Use:   "deny PACKAGE@VERSION | --list",
 		Short: "Stop handing out a version, to clients and to peers",
 		Long: `Has the running node refuse a version from now on, whatever its registry says:
-clients get 403 with the reason, the index does not list it, and peers do not get
-its file, though it may be on the disk. --undo takes that back. cargo: or go:
-before the name says which ecosystem is meant.
+clients get 403 with the reason, the index does not list it, and peers do not
+get its file, though it may be on the disk. --undo takes that back. cargo: or
+go: before the name says which ecosystem is meant.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 12 no node answers.`,
 		Example: `  pkgswarm deny evil@1.0.3 --reason "steals credentials"
@@ -81,8 +81,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 12 no node answers.`,
 			return err
 		},
 	}
-	d.addFlags(cmd)
-	showOnly(cmd, "state")
+	d.addState(cmd)
 	cmd.Flags().StringVar(&url, "url", defaultNode, "the node's `URL`")
 	cmd.Flags().StringVar(&reason, "reason", "denied by the operator of this node", "`TEXT` that clients are shown")
 	cmd.Flags().BoolVar(&undo, "undo", false, "hand it out again")

@@ -17,6 +17,11 @@ type dirs struct {
 // addFlags adds --data and --state to cmd.
 func (d *dirs) addFlags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&d.data, "data", defaultDataDir(), "`DIR` of what may be fetched again")
+	d.addState(cmd)
+}
+
+// addState adds --state alone, for a command that needs the node's token.
+func (d *dirs) addState(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&d.state, "state", defaultStateDir(), "`DIR` of identity, tokens and heads seen")
 }
 

@@ -46,6 +46,7 @@ var matrix = map[string]matrixRow{
 	"core static":   {args: "STORE text"},
 	"core truncate": {args: "STORE notes 0", store: true},
 	"core verify":   {args: "STORE", store: true},
+	"deny":          {},
 	"doctor":        {},
 	"gc":            {args: "STORE", store: true},
 	"import cargo":  {args: "STORE crate:bar --index UP", store: true, net: "STORE crate:bar --index UP"},
