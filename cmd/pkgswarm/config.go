@@ -6,8 +6,10 @@ import (
 	"os"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/pkgswarm/pkgswarm/internal/config"
+	"github.com/pkgswarm/pkgswarm/registry/policy"
 	"github.com/spf13/cobra"
 )
 
@@ -41,6 +43,13 @@ func newConfigCommand(s *streams) *cobra.Command {
 			if err != nil {
 				return &exitError{exitUsage, err, "correct the value that the message names"}
 			}
+			if target.Flag("peer-exchange") != nil { // it runs a node
+				p, err := readPolicy(cmd)
+				if err != nil {
+					return err
+				}
+				values = append(values, policyValues(p, f.Path)...)
+			}
 			return printConfig(s, values, asJSON)
 		},
 	}
@@ -64,4 +73,29 @@ func printConfig(s *streams, values []config.Value, asJSON bool) error {
 		fmt.Fprintf(w, "%s\t%s\t%s\n", v.Name, v.Value, v.Source)
 	}
 	return w.Flush()
+}
+
+// policyValues returns the rules of a policy, which only the file at path can set.
+func policyValues(p policy.Config, path string) []config.Value {
+	var values []config.Value
+	add := func(name, value string) {
+		if value != "" {
+			values = append(values, config.Value{Name: "policy." + name, Value: value, Source: "file " + path})
+		}
+	}
+	if p.DryRun {
+		add("dry-run", "true")
+	}
+	for _, e := range []struct {
+		name  string
+		rules policy.Rules
+	}{{"cargo", p.Cargo}, {"go", p.Go}} {
+		add(e.name+".allow", strings.Join(e.rules.Allow, ","))
+		add(e.name+".block", strings.Join(e.rules.Block, ","))
+		if d := e.rules.Cooldown; d != 0 {
+			add(e.name+".cooldown", time.Duration(d).String())
+		}
+		add(e.name+".except", strings.Join(e.rules.Except, ","))
+	}
+	return values
 }

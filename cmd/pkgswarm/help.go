@@ -150,7 +150,7 @@ The file also has the policy: which versions may be used.
   [policy]
   dry-run = false                    # only log what would be refused
   [policy.cargo]                     # and the same in [policy.go]
-  cooldown = "72h"                   # least age of a version
+  cooldown = "3d"                    # least age of a version
   block = ["evil-*", "left@1.0.3"]   # never these
   allow = ["serde*"]                 # if there are any, these only
   except = ["serde@1.0.228"]         # in spite of all rules

@@ -33,7 +33,24 @@ func readPackages(args []string) ([]lockfile.Package, error) {
 		}
 		all = append(all, pkgs...)
 	}
-	return all, nil
+	return distinct(all), nil
+}
+
+// distinct leaves out what is named several times, in any of the files.
+func distinct(pkgs []lockfile.Package) []lockfile.Package {
+	at := make(map[[3]string]int, len(pkgs))
+	var out []lockfile.Package
+	for _, p := range pkgs {
+		key := [3]string{p.Ecosystem, p.Name, p.Version}
+		i, ok := at[key]
+		if !ok {
+			at[key] = len(out)
+			out = append(out, p)
+			continue
+		}
+		out[i].ModOnly = out[i].ModOnly && p.ModOnly
+	}
+	return out
 }
 
 // parsePackage parses [cargo:|go:]PACKAGE@VERSION. Without the prefix a name with a

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 
 	"github.com/pkgswarm/pkgswarm/internal/clients"
 	"github.com/pkgswarm/pkgswarm/internal/node"
@@ -155,13 +156,18 @@ func runCommand(ctx context.Context, s *streams, env, args []string) error {
 	defer stop()
 	err = cmd.Wait()
 	if e, ok := errors.AsType[*exec.ExitError](err); ok {
-		code := e.ExitCode()
-		if code < 0 {
-			code = exitInterrupted
-		}
-		return &exitError{code, nil, ""}
+		return &exitError{exitCode(e), nil, ""}
 	}
 	return err
+}
+
+// exitCode returns the exit code of a command as shells give it: 128 and the number
+// of the signal, if that has ended it.
+func exitCode(e *exec.ExitError) int {
+	if s, ok := e.Sys().(syscall.WaitStatus); ok && s.Signaled() {
+		return 128 + int(s.Signal())
+	}
+	return e.ExitCode()
 }
 
 // lookPath finds a program as a process with that environment would.
@@ -198,7 +204,7 @@ func standIn(args []string) (code int, ok bool) {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	err := cmd.Run()
 	if e, ok := errors.AsType[*exec.ExitError](err); ok {
-		return max(e.ExitCode(), 1), true
+		return exitCode(e), true
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "pkgswarm:", err)

@@ -4,7 +4,9 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"fmt"
 	"testing"
+	"time"
 
 	"github.com/pkgswarm/pkgswarm/internal/cargoupstream"
 	"github.com/pkgswarm/pkgswarm/internal/goupstream"
@@ -19,6 +21,8 @@ func startUpstreams(t *testing.T) (env []string, grow func(*testscript.TestScrip
 	cargo, golang := cargoupstream.New(t), goupstream.New(t)
 	cargo.Add(t, "bar", "1.0.0", makeCrate(t, "bar", "1.0.0", "", "pub fn bar() -> u8 { 1 }\n"))
 	cargo.Add(t, "bar", "1.1.0", makeCrate(t, "bar", "1.1.0", "", "pub fn bar() -> u8 { 2 }\n"))
+	cargo.Add(t, "young", "1.0.0", makeCrate(t, "young", "1.0.0", "", ""), `"pubtime":"2020-01-02T03:04:05Z"`)
+	cargo.Add(t, "young", "1.1.0", makeCrate(t, "young", "1.1.0", "", ""), fmt.Sprintf(`"pubtime":%q`, time.Now().UTC().Format(time.RFC3339)))
 	cargo.Add(t, "foo", "0.1.0", makeCrate(t, "foo", "0.1.0", "bar = \"1\"\n", "pub fn foo() -> u8 { bar::bar() }\n"),
 		`"deps":[{"name":"bar","req":"^1","features":[],"optional":false,"default_features":true,"target":null,"kind":"normal"}]`)
 	golang.Add(t, "a.test/bar", "v1.0.0", map[string]string{"go.mod": "module a.test/bar\n", "bar.go": "package bar\n\nconst Bar = 1\n"})
@@ -27,6 +31,9 @@ func startUpstreams(t *testing.T) (env []string, grow func(*testscript.TestScrip
 		"foo.go": "package foo\n\nimport \"a.test/bar\"\n\nconst Foo = bar.Bar\n",
 	})
 	golang.Add(t, "a.test/late", "v1.0.0", map[string]string{"go.mod": "module a.test/late\n", "late.go": "package late\n"})
+	golang.Add(t, "a.test/young", "v1.0.0", map[string]string{"go.mod": "module a.test/young\n", "young.go": "package young\n"})
+	golang.Add(t, "a.test/young", "v1.1.0", map[string]string{"go.mod": "module a.test/young\n", "young.go": "package young\n"})
+	golang.Put("a.test/young", "v1.1.0.info", fmt.Appendf(nil, `{"Version":"v1.1.0","Time":%q}`, time.Now().UTC().Format(time.RFC3339)))
 	golang.Grow(t, "many", 300) // more than one tile
 	return []string{
 		"PKGSWARM_CARGO_UPSTREAM=" + cargo.Index(),
