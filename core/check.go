@@ -29,16 +29,23 @@ func (c *Core) Check(ctx context.Context, report func(error) bool, progress func
 	if err == nil {
 		err = tell(checkHead(rec, h))
 	}
-	for i := uint64(0); i < h.tree.Length && err == nil; i++ {
+	pages := true // none is damaged
+	for i := uint64(0); i < h.tree.Length && err == nil; {
 		if err = ctx.Err(); err != nil {
 			break
 		}
-		err = tell(c.checkBlock(i))
-		if progress != nil {
-			progress(1)
+		found, next := c.checkBlock(i), i+1
+		if d, ok := errors.AsType[*DamageError](found); ok && d.What == "tree page" {
+			pages = false
+			next = min((i/pageBlocks+1)*pageBlocks, h.tree.Length) // said once
 		}
+		err = tell(found)
+		if progress != nil {
+			progress(next - i)
+		}
+		i = next
 	}
-	if err == nil {
+	if err == nil && pages {
 		err = tell(c.checkTree(h.tree))
 	}
 	if errors.Is(err, stopped) {

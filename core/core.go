@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -324,8 +325,18 @@ func (c *Core) damage(what string, index uint64, err error) error {
 	if !pebble.IsCorruptionError(err) {
 		return err
 	}
-	return &DamageError{c.rec.key, what, index, err}
+	return &DamageError{c.rec.key, what, index, firstLine{err}}
 }
+
+// firstLine is an error without the further lines that Pebble adds.
+type firstLine struct{ error }
+
+func (e firstLine) Error() string {
+	line, _, _ := strings.Cut(e.error.Error(), "\n")
+	return line
+}
+
+func (e firstLine) Unwrap() error { return e.error }
 
 // page returns a page, an empty one if nothing is stored. c.mu is held. It must
 // not be modified but for what it remembers.

@@ -15,7 +15,7 @@ import (
 func (s *Store) lookup(dk DiscoveryKey) (record, error) {
 	b, err := s.get(append([]byte{prefixRecord}, dk[:]...))
 	if pebble.IsCorruptionError(err) {
-		return record{}, fmt.Errorf("record of the core with discovery key %s is damaged: %w", dk, err)
+		return record{}, fmt.Errorf("record of the core with discovery key %s is damaged: %w", dk, firstLine{err})
 	}
 	if err != nil {
 		return record{}, err

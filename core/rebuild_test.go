@@ -481,6 +481,13 @@ func TestCheckNames(t *testing.T) {
 				}, nil)
 				c.Close()
 			}
+			said := map[string]bool{}
+			for _, d := range found {
+				if said[d.Error()] || strings.Contains(d.Error(), "\n") {
+					t.Errorf("check says more than once, or in several lines: %v", d)
+				}
+				said[d.Error()] = true
+			}
 			if len(found) == 0 || found[0].What != test.what {
 				t.Errorf("check finds %v, want damage of a %s", found, test.what)
 			}

@@ -62,6 +62,10 @@ func (e *InUseError) Error() string {
 	return fmt.Sprintf("store %s is in use by process %d", e.Dir, e.PID)
 }
 
+// ErrPrimaryKey is matched by the error of opening a store with another primary key
+// than its own.
+var ErrPrimaryKey = errors.New("core: the store has another primary key")
+
 // ErrClosed is returned by everything after Close.
 var ErrClosed = errors.New("core: closed")
 
@@ -336,7 +340,7 @@ func (s *Store) loadPrimary(want *[32]byte, rebuilt bool) error {
 	}
 	switch {
 	case have && want != nil && *want != s.primary:
-		return errors.New("the store has another primary key")
+		return ErrPrimaryKey
 	case have:
 	case want != nil:
 		s.primary = *want

@@ -50,6 +50,9 @@ func (f *coreFlags) open(create bool) (*core.Store, error) {
 	if _, ok := errors.AsType[*core.InUseError](err); ok {
 		return nil, &exitError{exitInUse, err, "stop that process, or use another --data directory"}
 	}
+	if errors.Is(err, core.ErrPrimaryKey) {
+		return nil, &exitError{exitFailed, err, "leave out --seed, or use another --data directory for this one"}
+	}
 	if errors.Is(err, core.ErrKeyLost) {
 		return nil, &exitError{exitFailed, err, "give the key from your backup with --seed, or delete " + dir + " to begin anew"}
 	}
@@ -62,7 +65,11 @@ func (f *coreFlags) open(create bool) (*core.Store, error) {
 // find opens the core that arg names: a key, or the name of one of ours.
 func find(store *core.Store, arg string, create bool) (*core.Core, error) {
 	if key, err := core.ParseKey(arg); err == nil {
-		return store.OpenExisting(key)
+		c, err := store.OpenExisting(key)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, &exitError{exitFailed, fmt.Errorf("no core %s in this store", arg), "pkgswarm core clone fetches one from a peer"}
+		}
+		return c, err
 	}
 	if create {
 		return store.Named(arg)
