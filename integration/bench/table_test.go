@@ -35,7 +35,7 @@ func add(f figure) {
 	table.mu.Lock()
 	defer table.mu.Unlock()
 	for i, g := range table.figures {
-		if g.what == f.what && g.against == f.against {
+		if g.what == f.what && g.unit == f.unit && g.against == f.against {
 			table.figures[i] = f
 			return
 		}
