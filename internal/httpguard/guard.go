@@ -11,6 +11,7 @@
 //   - Browsers: a request with a foreign Origin, or that a browser marks as sent
 //     by another site, is 403. Opening the dashboard from a link is allowed.
 //   - Slow clients: see [Listen].
+//   - HTTP/2 without TLS, where a client of this machine asks for it: see [Upgrades].
 //   - Panics are contained, logged and counted.
 package httpguard
 
@@ -41,6 +42,10 @@ type Config struct {
 	Ports      []uint16
 	// Pages are paths that a browser may open from another site's link.
 	Pages []string
+	// Upgrades takes the connections of clients that ask for HTTP/2 without TLS; nil:
+	// they stay with HTTP/1.1. It is for listeners on loopback: what stands between
+	// other clients and the node need not understand what it passes on.
+	Upgrades *Upgrades
 	// Panicked is called for each panic of a handler; may be nil.
 	Panicked func()
 	Logger   *slog.Logger // nil discards
@@ -104,6 +109,9 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			h.Set("Connection", "close")
 		}
 		http.Error(w, reason, status)
+		return
+	}
+	if g.Upgrades != nil && g.Upgrades.take(w, r) {
 		return
 	}
 	if strings.Count(r.Header.Get("Range"), ",") >= MaxRanges {

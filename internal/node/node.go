@@ -146,6 +146,7 @@ type Node struct {
 	public        *url.URL // Config.PublicURL; nil without
 
 	ln       net.Listener
+	upgrades *httpguard.Upgrades // of ln; nil if it takes none
 	handler  http.Handler
 	stopping atomic.Bool
 	closers  []func() error // in the order of opening
@@ -318,11 +319,15 @@ func (n *Node) guarded(h http.Handler) (http.Handler, error) {
 	if n.public != nil {
 		hosts = append(hosts, n.public.Host)
 	}
+	if n.c.TLSCert == "" && httpguard.IsLoopback(n.ln) {
+		n.upgrades = httpguard.NewUpgrades(n.ln.Addr())
+	}
 	return httpguard.New(httpguard.Config{
 		Hosts:      hosts,
 		AnyAddress: !httpguard.IsLoopback(n.ln),
 		Ports:      ports,
 		Pages:      []string{"/"},
+		Upgrades:   n.upgrades,
 		Panicked:   n.metrics.panics.Inc,
 		Logger:     n.log,
 	}, h), nil
@@ -423,7 +428,11 @@ func (n *Node) Run(ctx context.Context) error {
 	defer stopWork()
 	n.startLoops(work)
 	srv := httpguard.Server(n.handler, n.log)
-	served := make(chan error, 1)
+	served := make(chan error, 2)
+	if n.upgrades != nil {
+		srv.Protocols.SetUnencryptedHTTP2(true)
+		go func() { served <- srv.Serve(n.upgrades) }()
+	}
 	go func() {
 		ln := httpguard.Listen(n.ln)
 		if n.c.TLSCert != "" {
