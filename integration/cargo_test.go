@@ -218,15 +218,20 @@ func TestRealCrates(t *testing.T) {
 	}
 }
 
-// TestCargoBuild builds and installs with what comes through a node.
+// TestCargoBuild builds, updates and installs with what comes through a node, on a
+// second node without a crate from the upstream, and there without the upstream.
 func TestCargoBuild(t *testing.T) {
 	if testing.Short() {
 		t.Skip("runs cargo")
 	}
 	up := realCrates(t)
-	_, url := cargoNode(t, up, node.Config{})
-	c := newCargoClient(t, url, false)
-	c.write("Cargo.toml", `[package]
+	up.Add(t, "tool", "1.0.0", packCrate(t, "tool", "1.0.0", map[string]string{
+		"Cargo.toml":  "[package]\nname = \"tool\"\nversion = \"1.0.0\"\nedition = \"2021\"\n[dependencies]\nitoa = \"1\"\n",
+		"src/main.rs": `fn main() { println!("{}", itoa::Buffer::new().format(7)) }`,
+	}), `"deps":[{"name":"itoa","req":"^1","features":[],"optional":false,"default_features":true,"target":null,"kind":"normal"}]`)
+	newUser := func(url string) *cargoClient {
+		c := newCargoClient(t, url, false)
+		c.write("Cargo.toml", `[package]
 name = "sample"
 version = "0.1.0"
 edition = "2021"
@@ -234,15 +239,50 @@ edition = "2021"
 itoa = "1"
 ryu = "1"
 `)
-	c.write("src/main.rs", `fn main() { println!("{}", itoa::Buffer::new().format(42)) }`)
-	if out := c.run("run", "-q"); !strings.Contains(out, "42") {
-		t.Errorf("cargo run: %s", out)
+		c.write("src/main.rs", `fn main() { println!("{}", itoa::Buffer::new().format(42)) }`)
+		return c
 	}
-	root := t.TempDir()
-	c.run("install", "--path", ".", "--root", root, "-q")
-	if out, err := exec.Command(filepath.Join(root, "bin", "sample")).CombinedOutput(); err != nil || string(out) != "42\n" {
-		t.Errorf("the installed program: %s %v", out, err)
+	work := func(url string) (*cargoClient, string) {
+		t.Helper()
+		c := newUser(url)
+		if out := c.run("run", "-q"); !strings.Contains(out, "42") {
+			t.Errorf("cargo run: %s", out)
+		}
+		lock := c.lock()
+		c.run("update")
+		root := t.TempDir()
+		c.run("install", "tool", "--root", root, "-q")
+		if out, err := exec.Command(filepath.Join(root, "bin", "tool")).CombinedOutput(); err != nil || string(out) != "7\n" {
+			t.Errorf("the installed program: %s %v", out, err)
+		}
+		return c, lock + c.lock()
 	}
+	direct := newUser(up.Index())
+	direct.run("generate-lockfile")
+	want := direct.lock() + direct.lock()
+	a, urlA := cargoNode(t, up, node.Config{SwarmListen: "127.0.0.1:0"})
+	c, got := work(urlA)
+	if got != want {
+		t.Errorf("Cargo.lock through a node:\n%s\nwant\n%s", got, want)
+	}
+	b, urlB := cargoNode(t, up, node.Config{Peers: []string{a.SwarmAddr()}})
+	b.waitPeers(1)
+	up.Reset()
+	if _, got := work(urlB); got != want {
+		t.Errorf("Cargo.lock through the second node:\n%s", got)
+	}
+	wantNone(t, "a build on the second node", up.Downloads())
+	absent(t, c)
+	up.Stop()
+	a.stop()
+	if _, got := work(urlB); got != want {
+		t.Errorf("Cargo.lock with the upstream stopped:\n%s", got)
+	}
+}
+
+// absent asks for a crate that does not exist.
+func absent(t *testing.T, c *cargoClient) {
+	t.Helper()
 	c.write("Cargo.toml", strings.Replace(read(t, filepath.Join(c.dir, "Cargo.toml")), "ryu", "no-such-crate-at-all", 1))
 	out, err := c.try("fetch")
 	if err == nil || !strings.Contains(out, "no matching package named `no-such-crate-at-all` found") {

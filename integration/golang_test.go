@@ -247,6 +247,60 @@ func TestRealModulesFromPeer(t *testing.T) {
 	third.run("build", "./registry/sumdb")
 }
 
+// TestGoQueries: what go asks beside the files of versions is answered as without
+// the mirror, on a second node, and with the upstream stopped.
+func TestGoQueries(t *testing.T) {
+	up := goupstream.New(t)
+	for _, v := range []string{"v1.0.0", "v1.1.0", "v1.2.0-rc.1"} {
+		up.Add(t, "example.com/m", v, map[string]string{"go.mod": "module example.com/m\n", "m.go": "package m // " + v + "\n"})
+	}
+	const pseudo = "v0.0.0-20240102030405-abcdefabcdef"
+	up.Add(t, "example.com/Untagged", pseudo, map[string]string{"go.mod": "module example.com/Untagged\n", "u.go": "package u\n"})
+	up.PutLatest("example.com/Untagged", []byte(`{"Version":"`+pseudo+`","Time":"2024-01-02T03:04:05Z"}`))
+	up.Put("example.com/Untagged", "list", nil)
+	up.Put("example.com/m", "main.info", []byte(`{"Version":"v1.1.0","Time":"2023-11-14T22:13:20Z"}`))
+	use := func(goproxy string) string {
+		t.Helper()
+		c := newPrivateUser(t, goproxy, up.Key)
+		if err := os.Remove(filepath.Join(c.dir, "main.go")); err != nil {
+			t.Fatal(err)
+		}
+		said := c.run("list", "-m", "-versions", "example.com/m")
+		said += c.run("list", "-m", "-json", "example.com/m@latest")
+		c.run("get", "example.com/m@latest", "example.com/Untagged@latest")
+		c.run("get", "example.com/m@main")
+		c.run("mod", "download", "all")
+		said = strings.ReplaceAll(said, c.dir, "DIR")
+		said = strings.ReplaceAll(said, filepath.Dir(c.dir), "HOME")
+		return said + read(t, filepath.Join(c.dir, "go.mod")) + c.goSum()
+	}
+	want := use(up.URL)
+	if !strings.Contains(want, "v1.0.0 v1.1.0 v1.2.0-rc.1") || !strings.Contains(want, pseudo) {
+		t.Fatalf("without the mirror:\n%s", want)
+	}
+	conf := node.Config{GoUpstream: up.URL, SumDB: up.Key, CargoUpstream: "sparse+" + up.URL + "/", PeerBudget: 5 * time.Second}
+	ca := conf
+	ca.SwarmListen = "127.0.0.1:0"
+	a := startNode(t, t.TempDir(), ca)
+	if got := use(a.URL() + "/go"); got != want {
+		t.Errorf("through a node:\n%s\nwant\n%s", got, want)
+	}
+	conf.Peers = []string{a.SwarmAddr()}
+	b := startNode(t, t.TempDir(), conf)
+	b.waitPeers(1)
+	up.Asked()
+	if got := use(b.URL() + "/go"); got != want {
+		t.Errorf("through the second node:\n%s\nwant\n%s", got, want)
+	}
+	if asked := kinds(up.Asked()); asked["zip"] > 0 {
+		t.Errorf("the second node asked the upstream %v", asked)
+	}
+	up.Stop()
+	if got := use(b.URL() + "/go"); got != want {
+		t.Errorf("with the upstream stopped:\n%s\nwant\n%s", got, want)
+	}
+}
+
 // requests counts requests by kind.
 type requests map[string]int
 
