@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/pkgswarm/pkgswarm/core"
+	"github.com/pkgswarm/pkgswarm/registry/catalog"
 	"github.com/pkgswarm/pkgswarm/swarm/replicate"
 )
 
@@ -18,13 +19,13 @@ type Cores struct {
 }
 
 // Replica opens the replica of a core, an empty one if it is new. It never takes
-// up a rewritten history. SEC-14
+// up a rewritten history, nor one of absurd length. SEC-14, SEC-15
 func (c *Cores) Replica(key core.Key) (Replica, error) {
-	k, err := c.Store.Open(key)
+	k, err := c.open(key)
 	if err != nil {
 		return nil, err
 	}
-	s, err := c.Open(k, replicate.SessionOptions{NoReorg: true, AllowPush: true})
+	s, err := c.Open(k, replicate.SessionOptions{NoReorg: true, AllowPush: true, MaxLength: catalog.MaxLength})
 	if err != nil {
 		k.Close()
 		return nil, translate(err)
@@ -32,6 +33,22 @@ func (c *Cores) Replica(key core.Key) (Replica, error) {
 	r := &replica{Core: k, session: s, changed: make(chan struct{})}
 	r.stop = k.Watch(r.event)
 	return r, nil
+}
+
+// open opens a core. One of absurd length, taken up before such were refused or
+// by somebody else, is begun again: it has nothing to lose. SEC-15
+func (c *Cores) open(key core.Key) (*core.Core, error) {
+	k, err := c.Store.Open(key)
+	if err != nil || k.Length() <= catalog.MaxLength {
+		return k, err
+	}
+	if err := k.Close(); err != nil {
+		return nil, err
+	}
+	if err := c.Store.Delete(key); err != nil {
+		return nil, fmt.Errorf("core %s of %w: %w", key.Short(), catalog.ErrAbsurd, err)
+	}
+	return c.Store.Open(key)
 }
 
 // A replica is a core whose missing blocks come from peers.

@@ -149,6 +149,18 @@ func (f *feed) allowsReorg() bool {
 	return len(f.sessions) > 0
 }
 
+// maxLength returns the length in blocks from which on heads are passed over.
+// f.mu is held.
+func (f *feed) maxLength() uint64 {
+	n := uint64(merkle.MaxLength)
+	for s := range f.sessions {
+		if s.o.MaxLength > 0 {
+			n = min(n, s.o.MaxLength)
+		}
+	}
+	return n
+}
+
 // allowsPush says whether a session takes blocks that were not asked for.
 func (f *feed) allowsPush() bool {
 	for s := range f.sessions {

@@ -392,6 +392,43 @@ func TestTwoHistories(t *testing.T) {
 	}
 }
 
+// TestAbsurdLength: a signed head of 2^50 blocks is passed over, whether its peer
+// comes first or last, and is no second history either; the history that goes on
+// is followed. SEC-15
+func TestAbsurdLength(t *testing.T) {
+	for _, first := range []string{"absurd", "good"} {
+		t.Run(first+" first", func(t *testing.T) {
+			simulate(t, func(t *testing.T, ctx context.Context) {
+				good, absurd := history(5, 5, ""), history(3, 3, "")
+				const length = 1 << 50
+				root := merkle.Node{Index: length - 1, Size: 1 << 50, Hash: merkle.Hash{1}}
+				absurd.tree = merkle.Tree{Length: length, Roots: []merkle.Node{root}}
+				absurd.nodes[root.Index] = root
+				absurd.sign(absurd.tree)
+
+				a, b, reader := newNode(t, 1, absurd), newNode(t, 2, good), newNode(t, 3)
+				s, c := reader.open(good.key, SessionOptions{NoReorg: true, MaxLength: 1 << 42})
+				defer s.Close()
+				peers := []*node{a, b}
+				if first == "good" {
+					peers = []*node{b, a}
+				}
+				for _, p := range peers {
+					defer (&link{delay: time.Millisecond}).connect(ctx, reader, p).cut()
+					time.Sleep(time.Minute)
+				}
+				good.append([]byte("and on"))
+				if b, err := s.Get(ctx, 5); err != nil || string(b) != "and on" {
+					t.Errorf("block 5 is %q, %v", b, err)
+				}
+				if n := c.Tree().Length; n != 6 || len(reader.conflict()) > 0 {
+					t.Errorf("%d blocks, conflicts %v", n, reader.conflict())
+				}
+			})
+		})
+	}
+}
+
 // lacksRoots says whether the reader's replica cannot compute its own tree hash
 // at the length of the shorter history.
 func lacksRoots(reader *node, x, y *memCore) bool {

@@ -168,6 +168,9 @@ func (f *feed) onSync(p *peer, m syncMessage) error {
 	if f.frozen || p.gone {
 		return nil
 	}
+	if m.length > f.maxLength() {
+		m.length = 0
+	}
 	if m.fork != p.fork || m.length < p.length {
 		p.pushed = 0
 	}

@@ -15,6 +15,10 @@ import (
 type SessionOptions struct {
 	// NoReorg refuses higher forks: the history that is stored stays.
 	NoReorg bool
+	// MaxLength passes over heads of more blocks, signed as they may be, as if
+	// who has them had none; 0 takes all. Whoever took one up could never follow
+	// a history again that its signers go on with.
+	MaxLength uint64
 	// AllowPush takes blocks that peers send unasked.
 	AllowPush bool
 	// Extensions gets extension messages about this core by name, before those
@@ -47,6 +51,10 @@ func (r *Replicator) Open(c Core, o SessionOptions) (*Session, error) {
 	}
 	f.sessions[s] = struct{}{}
 	for _, p := range f.peers {
+		if p.length > f.maxLength() {
+			p.length = 0
+			p.have.truncate(0)
+		}
 		f.updateSync(p)
 		f.checkFork(p)
 	}
