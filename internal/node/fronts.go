@@ -122,6 +122,7 @@ func (n *Node) mirrorCargo(c crates.Config, s cargoSource, public bool, dir, pre
 	switch {
 	case n.c.Source != nil && !c.Unshared:
 		c.Upstream = n.c.Source
+		c.For = s.index
 		c.Index, c.DL, c.NoAhead = SourceURL+"cargo/", SourceURL+"cargo/dl/{crate}/{version}", true
 	case !n.c.Offline:
 		uc := upstream.Config{Origins: []string{s.index}, Scopes: append(s.scopes, n.netrc()...)}

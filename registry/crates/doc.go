@@ -28,11 +28,12 @@
 //
 // # On disk
 //
-// The cache holds an entry "index <name>" for each file: version 1 (byte), when
-// it was last known to be current (uint, Unix seconds), the upstream's ETag and
-// Last-Modified (strings), and the file. Version 2 has before the time what brought
-// the file in place of the upstream (string). "config" is the upstream's config.json
-// in the same form.
+// The cache holds an entry "index <name> of <index URL>" for each file: version 1
+// (byte), when it was last known to be current (uint, Unix seconds), the upstream's
+// ETag and Last-Modified (strings), and the file. Version 2 has before the time what
+// brought the file in place of the upstream (string). "config of <index URL>" is the
+// upstream's config.json in the same form. What one upstream has said is never taken
+// for the word of another.
 package crates
 
 import (
@@ -105,6 +106,8 @@ type Fetcher interface {
 type Config struct {
 	// Index is the URL of the upstream's sparse index.
 	Index string
+	// For is the index that the files are of, where Index stands in for it; empty: Index.
+	For string
 	// Token is sent to where config.json says crates are, if that wants it and is
 	// at the index's own host. A [upstream.Scope] has it for the index.
 	Token string
@@ -134,6 +137,7 @@ type Config struct {
 type Crates struct {
 	c       Config
 	index   string // ends in a slash
+	of      string // the same of Config.For
 	log     *slog.Logger
 	memory  *memory
 	flights singleflight.Group
@@ -149,10 +153,17 @@ func New(c Config) *Crates {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	s := &Crates{c: c, index: strings.TrimSuffix(c.Index, "/") + "/", log: c.Logger, memory: newMemory()}
+	s.of = s.index
+	if c.For != "" {
+		s.of = strings.TrimSuffix(c.For, "/") + "/"
+	}
 	s.ahead.queue = make(chan job, aheadQueue)
 	s.ahead.recent = make(map[string]time.Time)
 	return s
 }
+
+// key returns what an entry is called in the cache.
+func (s *Crates) key(what string) string { return what + " of " + s.of }
 
 // A File is an index file. It is not changed once it is handed out.
 type File struct {
@@ -309,13 +320,13 @@ func (s *Crates) held(name registry.CrateName) (*File, error) {
 	if f, ok := s.memory.get(name); ok {
 		return f, nil
 	}
-	b, err := s.c.Cache.Get("index " + string(name))
+	b, err := s.c.Cache.Get(s.key("index " + string(name)))
 	if err != nil {
 		return nil, err
 	}
 	f, err := decodeFile(name, b)
 	if err != nil {
-		s.c.Cache.Remove("index " + string(name))
+		s.c.Cache.Remove(s.key("index " + string(name)))
 		return nil, err
 	}
 	s.memory.put(name, f)
@@ -367,7 +378,7 @@ func (s *Crates) renew(ctx context.Context, name registry.CrateName) (*File, err
 	case errors.Is(err, upstream.ErrNotFound) && errors.Is(err, errAnswered):
 		// The upstream has spoken: the crate was removed.
 		s.memory.remove(name)
-		s.c.Cache.Remove("index " + string(name))
+		s.c.Cache.Remove(s.key("index " + string(name)))
 		return nil, err
 	case old != nil:
 		s.log.Warn("upstream failed, serving the index file at hand", "crate", name, "age", time.Since(old.checked).Round(time.Second), "err", err)
@@ -425,7 +436,7 @@ func (s *Crates) ask(ctx context.Context, name registry.CrateName, old *File) (*
 
 func (s *Crates) keep(name registry.CrateName, f *File) {
 	s.memory.put(name, f)
-	if err := s.c.Cache.Put("index "+string(name), f.encode()); err != nil {
+	if err := s.c.Cache.Put(s.key("index "+string(name)), f.encode()); err != nil {
 		s.log.Debug("index file not kept on disk", "crate", name, "err", err)
 	}
 }

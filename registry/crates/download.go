@@ -117,7 +117,7 @@ func (s *Crates) dl(ctx context.Context) (string, error) {
 	return shared(ctx, s, "config", func(ctx context.Context) (string, error) {
 		var old *upstream.Answer
 		var checked time.Time
-		if b, err := s.c.Cache.Get("config"); err == nil {
+		if b, err := s.c.Cache.Get(s.key("config")); err == nil {
 			d := compact.NewDecoder(b)
 			d.Byte()
 			checked = time.Unix(int64(d.Uint()), 0)
@@ -131,7 +131,7 @@ func (s *Crates) dl(ctx context.Context) (string, error) {
 			if a, err := s.c.Upstream.Get(ctx, r); err == nil {
 				old = a
 				f := File{Body: a.Body, validators: a.Validators, checked: time.Now()}
-				if err := s.c.Cache.Put("config", f.encode()); err != nil {
+				if err := s.c.Cache.Put(s.key("config"), f.encode()); err != nil {
 					s.log.Debug("config.json not kept on disk", "err", err)
 				}
 			} else if old == nil {
