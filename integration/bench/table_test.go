@@ -3,6 +3,7 @@ package bench
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -124,3 +125,8 @@ func percentile(v []time.Duration, p int) float64 {
 	}
 	return sorted(ms)[len(ms)*p/100]
 }
+
+func sorted(v []float64) []float64 { return slices.Sorted(slices.Values(v)) }
+
+// median returns the middle one of figures.
+func median(v []float64) float64 { return sorted(v)[len(v)/2] }
