@@ -26,7 +26,8 @@
 // turns; a [Batch] is one turn. All methods of a Tree may be called concurrently.
 //
 // A log whose blocks come from peers may also have the methods of [Remote]: then a
-// read asks ahead for the blocks it will need.
+// read asks ahead for the blocks it will need. Package swarm/remotebee opens such
+// trees; the example of package swarm shares one with a program in JavaScript.
 package bee
 
 import (

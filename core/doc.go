@@ -8,7 +8,8 @@
 // (writable, its key pair derived from the store's primary key as corestore does),
 // by manifest, or by key: a replica, which [Core.Apply] fills with proofs from
 // [Core.Prove] of another one, in any order, with as few blocks as wanted.
-// Package swarm does that over the network.
+// Package swarm does that over the network, with peers in Go or JavaScript; its
+// example exchanges a Hyperbee with either.
 //
 // A static core has no writer: its manifest fixes the tree hash, so that its key
 // is a function of the content. The blocks of one made from a file are ranges of
