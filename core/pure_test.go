@@ -100,10 +100,16 @@ func TestCorestoreVectors(t *testing.T) {
 			Key          vectors.Hex
 			DiscoveryKey vectors.Hex
 		}
+		ManifestVersion2 struct{ PublicKey, Key, Manifest vectors.Hex }
 	}
 	vectors.Load(t, "corestore.json", &v)
 	if len(v.Derived) == 0 {
 		t.Fatal("no derived keys")
+	}
+	second := SingleSigner(PublicKey(v.ManifestVersion2.PublicKey))
+	second.Version = 2
+	if k := second.Key(); !bytes.Equal(k[:], v.ManifestVersion2.Key) || !bytes.Equal(second.Encode(), v.ManifestVersion2.Manifest) {
+		t.Errorf("manifest of version 2 is %x, key %x, want %x", second.Encode(), k, v.ManifestVersion2.Key)
 	}
 	for _, c := range v.Derived {
 		var n Namespace

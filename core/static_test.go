@@ -3,6 +3,7 @@ package core_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/pkgswarm/pkgswarm/core"
 	"github.com/pkgswarm/pkgswarm/core/merkle"
+	"github.com/pkgswarm/pkgswarm/internal/vectors"
 )
 
 // TestStatic spreads a file: from its holder to a second store, from there, half
@@ -90,5 +92,81 @@ func TestStatic(t *testing.T) {
 	}
 	if _, err := core.HashStatic(bytes.NewReader(nil), 0); !errors.Is(err, core.ErrEmpty) {
 		t.Errorf("empty file: %v, want ErrEmpty", err)
+	}
+}
+
+// TestStaticLimits does to a static core of the reference's vectors what its limits
+// were found by, as far as there is such a call here: what the reference refuses is
+// refused, and the content that it takes is taken.
+func TestStaticLimits(t *testing.T) {
+	var v struct {
+		Limits []struct {
+			Name   string
+			Result struct {
+				Error, VerificationError, Key string
+				Length                        uint64
+			}
+		}
+	}
+	vectors.Load(t, "static-cores.json", &v)
+	nb := merkle.NewBatch(merkle.Tree{})
+	var blocks [][]byte
+	for i := range 11 {
+		blocks = append(blocks, fmt.Appendf(nil, "block %d", i))
+		nb.Append(blocks[i])
+	}
+	wrong := append([][]byte{[]byte("another one")}, blocks[1:]...)
+	appending := func(sig []byte, blocks [][]byte) func(*core.Core) error {
+		return func(c *core.Core) error { _, err := c.AppendSigned(sig, blocks...); return err }
+	}
+	full := func(then func(*core.Core) error) func(*core.Core) error {
+		return func(c *core.Core) error {
+			if _, err := c.AppendSigned(nil, blocks...); err != nil {
+				t.Fatal(err)
+			}
+			return then(c)
+		}
+	}
+	do := map[string]func(*core.Core) error{
+		"plain append":                                              func(c *core.Core) error { _, err := c.Append(blocks...); return err },
+		"append with signature, right content":                      appending(make([]byte, 64), blocks),
+		"append with signature, wrong content":                      appending(make([]byte, 64), wrong),
+		"append of a part of the blocks":                            appending(nil, blocks[:5]),
+		"append after the end, with signature":                      full(appending(make([]byte, 64), [][]byte{[]byte("more")})),
+		"commit of a named session, with an empty signature":        appending(nil, blocks),
+		"commit of wrong content, with an empty signature":          appending(nil, wrong),
+		"a named session cannot hold a part of the prologue either": appending(nil, blocks[3:]),
+		"truncate": full(func(c *core.Core) error { return c.Truncate(5) }),
+	}
+	seen := 0
+	for _, limit := range v.Limits {
+		if limit.Name == "a version 0 static manifest cannot be replicated" {
+			m := core.StaticManifest(nb.Tree.Hash(), 11)
+			m.Version = 0
+			if got := m.Key().Hex(); got != limit.Result.Key && m.VerifyTree(m.Key(), nb.Tree, nil) == nil {
+				t.Errorf("%s: key %s is vouched for", limit.Name, got)
+			}
+			continue
+		}
+		f := do[limit.Name]
+		if f == nil {
+			continue
+		}
+		seen++
+		s := openStore(t, vfs.NewMem())
+		c, err := s.Create(core.StaticManifest(nb.Tree.Hash(), nb.Tree.Length))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := f(c); (err != nil) != (limit.Result.Error != "") {
+			t.Errorf("%s: %v, the reference: %q", limit.Name, err, limit.Result.Error)
+		}
+		if n := c.Length(); n != 0 && n != 11 {
+			t.Errorf("%s: the core has %d blocks then", limit.Name, n)
+		}
+		s.Close()
+	}
+	if seen != len(do) {
+		t.Errorf("the file has %d of %d limits", seen, len(do))
 	}
 }
