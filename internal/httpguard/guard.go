@@ -56,6 +56,9 @@ type guard struct {
 	next  http.Handler
 	hosts map[string]bool
 	pages map[string]bool
+	// streams has a place for each request under way over HTTP/2: where a connection
+	// may have many, the number of connections bounds nothing.
+	streams chan struct{}
 }
 
 // New returns next behind a guard.
@@ -63,7 +66,7 @@ func New(c Config, next http.Handler) http.Handler {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	g := &guard{Config: c, next: next, hosts: set(c.Hosts), pages: set(c.Pages)}
+	g := &guard{Config: c, next: next, hosts: set(c.Hosts), pages: set(c.Pages), streams: make(chan struct{}, share())}
 	return g
 }
 
@@ -110,6 +113,14 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		http.Error(w, reason, status)
 		return
+	}
+	if r.ProtoMajor == 2 {
+		select {
+		case g.streams <- struct{}{}:
+			defer func() { <-g.streams }()
+		case <-r.Context().Done():
+			panic(http.ErrAbortHandler)
+		}
 	}
 	if g.Upgrades != nil && g.Upgrades.take(w, r) {
 		return

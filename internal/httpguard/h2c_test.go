@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,12 +20,20 @@ import (
 // serveUpgrades is serve for a server that takes upgrades.
 func serveUpgrades(t *testing.T, h http.HandlerFunc) (*http.Server, net.Addr) {
 	t.Helper()
+	return serveStreams(t, maxConns, h)
+}
+
+// serveStreams is serveUpgrades with a number of requests under way at most.
+func serveStreams(t *testing.T, most int, h http.HandlerFunc) (*http.Server, net.Addr) {
+	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Skip(err)
 	}
 	up := NewUpgrades(ln.Addr())
-	srv := Server(New(Config{Hosts: LoopbackHosts(7070), Upgrades: up}, h), nil)
+	guarded := New(Config{Hosts: LoopbackHosts(7070), Upgrades: up}, h)
+	guarded.(*guard).streams = make(chan struct{}, most)
+	srv := Server(guarded, nil)
 	srv.Protocols.SetUnencryptedHTTP2(true)
 	go srv.Serve(up)
 	go srv.Serve(Listen(ln))
@@ -175,5 +184,40 @@ func TestUpgradeMalformed(t *testing.T) { // SEC-54, SEC-55
 	srv.Close()
 	if _, err := io.ReadAll(silent); err != nil {
 		t.Errorf("silent connection: %v, want its end", err)
+	}
+}
+
+// Requests over HTTP/2 are bounded in number over all connections.
+func TestStreamsBounded(t *testing.T) { // SEC-55, REL-8
+	const most = 3
+	var running atomic.Int64
+	var first atomic.Bool
+	full, release := make(chan struct{}), make(chan struct{})
+	_, addr := serveStreams(t, most, func(w http.ResponseWriter, r *http.Request) {
+		n := running.Add(1)
+		defer running.Add(-1)
+		switch {
+		case n > most:
+			t.Errorf("%d requests at once, want at most %d", n, most)
+		case n == most && first.CompareAndSwap(false, true):
+			close(full)
+		}
+		<-release
+		fmt.Fprint(w, "ok")
+	})
+	clients := []*h2Client{upgrade(t, addr), upgrade(t, addr)}
+	for _, c := range clients {
+		for i := range uint32(5) {
+			c.get(3+2*i, "/")
+		}
+	}
+	<-full
+	close(release)
+	for _, c := range clients {
+		for stream, got := range c.answers(6) {
+			if got != "200 ok" {
+				t.Errorf("stream %d: %q", stream, got)
+			}
+		}
 	}
 }

@@ -18,6 +18,7 @@ const (
 	maxHeaderBytes = 64 << 10
 	idleTimeout    = 60 * time.Second
 	maxConns       = 1024 // or a third of the descriptors that the process may have
+	maxStreams     = 100  // requests under way on a connection of HTTP/2; on all together as many as maxConns
 
 	minSilence = 500 * time.Millisecond // of a connection that makes room for another
 
@@ -37,6 +38,7 @@ func Server(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           h,
 		Protocols:         &protocols,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes - 4096, // net/http adds 4096
@@ -49,8 +51,11 @@ func Server(h http.Handler, log *slog.Logger) *http.Server {
 // many, the one that has been silent longest since it was opened makes room;
 // when all have sent something, more wait to be accepted.
 func Listen(ln net.Listener) net.Listener {
-	return &listener{Listener: ln, slots: make(chan struct{}, Descriptors(3*maxConns)/3), closed: make(chan struct{})}
+	return &listener{Listener: ln, slots: make(chan struct{}, share()), closed: make(chan struct{})}
 }
+
+// share is the part of the process's descriptors that clients may have.
+func share() int { return Descriptors(3*maxConns) / 3 }
 
 type listener struct {
 	net.Listener
