@@ -1,14 +1,8 @@
 package bench
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
 	"encoding/pem"
 	"fmt"
-	"math/big"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,10 +24,9 @@ func BenchmarkCargo(b *testing.B) {
 		b.Skipf("SKIPPED, NOT MEASURED: run the tests of package integration first: %v", err)
 	}
 	plain, secure := cargoupstream.New(b), cargoupstream.NewTLS(b)
-	dir := b.TempDir()
-	authority, cert, key := filepath.Join(dir, "ca.pem"), filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	own := makeCertificate(b, cert, key)
-	if err := os.WriteFile(authority, append(own, pemOf("CERTIFICATE", secure.Certificate().Raw)...), 0o644); err != nil {
+	authority := filepath.Join(b.TempDir(), "ca.pem")
+	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw})
+	if err := os.WriteFile(authority, cert, 0o644); err != nil {
 		b.Fatal(err)
 	}
 	b.Setenv("SSL_CERT_FILE", authority) // for the node; read at the first TLS connection of a process
@@ -41,64 +34,29 @@ func BenchmarkCargo(b *testing.B) {
 		up.AddHome(b, home)
 		up.Delay(50 * time.Millisecond)
 	}
-	through := func(c node.Config) func() float64 {
+	through := func(up *cargoupstream.Server) func() float64 {
 		return func() float64 {
-			c.GoUpstream, c.SumDB = "off", "off"
-			n, stop := runNode(b, c)
+			n, stop := runNode(b, node.Config{CargoUpstream: up.Index(), GoUpstream: "off", SumDB: "off"})
 			defer stop()
 			return cargoFetch(b, "sparse+"+n.URL()+"/cargo/", authority)
 		}
 	}
 	got := turns(b,
 		side{"h1", func() float64 { return cargoFetch(b, plain.Index(), authority) }},
-		side{"node h1", through(node.Config{CargoUpstream: plain.Index()})},
+		side{"node h1", through(plain)},
 		side{"h2", func() float64 { return cargoFetch(b, secure.Index(), authority) }},
-		side{"node h2", through(node.Config{CargoUpstream: secure.Index()})},
-		side{"node h2 TLS", through(node.Config{CargoUpstream: secure.Index(), TLSCert: cert, TLSKey: key})},
+		side{"node h2", through(secure)},
 	)
 	for _, c := range []struct {
 		what, ours, theirs string
 		want               float64
 	}{
 		{"upstream HTTP/1.1", "node h1", "h1", 1},
-		{"upstream HTTP/2, node with TLS", "node h2 TLS", "h2", 1.5},
-		{"upstream HTTP/2, node without", "node h2", "h2", 1.5},
+		{"upstream HTTP/2", "node h2", "h2", 1.5},
 	} {
 		ours, theirs := got[c.ours], got[c.theirs]
 		add(figure{"P7", "cargo fetch, " + c.what, "s", median(ours), median(theirs), "direct", ratio(ours, theirs), "%.2fx", c.want, false})
 	}
-}
-
-// makeCertificate makes a certificate for this machine that is its own authority,
-// and returns it.
-func makeCertificate(b *testing.B, certFile, keyFile string) []byte {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		b.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(24 * time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		b.Fatal(err)
-	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		b.Fatal(err)
-	}
-	cert := pemOf("CERTIFICATE", der)
-	for name, data := range map[string][]byte{certFile: cert, keyFile: pemOf("PRIVATE KEY", private)} {
-		if err := os.WriteFile(name, data, 0o600); err != nil {
-			b.Fatal(err)
-		}
-	}
-	return cert
-}
-
-func pemOf(kind string, der []byte) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
 }
 
 // cargoFetch returns how long cargo took with a registry and empty caches, in seconds.

@@ -9,7 +9,7 @@
 //
 // At its end a run prints a table, a line for each figure: what ours was, what the
 // other side's was in the same run, what follows, and the goal for that. Sides take
-// turns, [rounds] times at least (-benchtime 10x: ten times that), and the ratio is
+// turns, five times at least (-benchtime 10x: ten times that), and the ratio is
 // the middle one of the rounds', so that a machine that is busy with other things
 // slows both down. "CPU" is the time of all threads of all processes that take part.
 //

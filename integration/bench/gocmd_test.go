@@ -133,11 +133,11 @@ func ownCPU() float64 {
 
 // BenchmarkRequests is goal P6: how many requests reach the upstream when a cold
 // client downloads this module's dependencies directly, and through a cold node.
-// Counts need no rounds.
+// Counts need no rounds. The document's own figures (591 requests for 173 modules:
+// three each, and 72 more go.mod files) have no checksum database in them.
 //
-// Where the client has a complete go.sum it does not ask the checksum database,
-// and a node does: once for each version whose go.mod or zip it serves, and for
-// the tiles that prove the record. That is the price of believing no upstream.
+// Where a client has a complete go.sum it does not ask the database, but a node
+// does: see package modules on what proving costs.
 func BenchmarkRequests(b *testing.B) {
 	cache := downloadCache(b)
 	for b.Loop() {
