@@ -37,7 +37,7 @@ func stored(t *testing.T, dir string) []string {
 
 // SEC-1, SEC-4: in a bundle of which one file is altered, nothing that the checksum database or an index line proves is taken with other bytes.
 func TestHostileBundle(t *testing.T) {
-	vars, _ := startUpstreams(t)
+	vars, _, _ := startUpstreams(t)
 	for _, v := range vars {
 		name, value, _ := strings.Cut(v, "=")
 		t.Setenv(name, value)

@@ -115,6 +115,9 @@ func (f *coreFlags) clone(ctx context.Context, store *core.Store, key core.Key, 
 	g.Go(func() error {
 		defer stop()
 		err := f.download(ctx, s, c, o)
+		if err != nil && ctx.Err() != nil {
+			return ctx.Err() // whatever of the swarm has ended first
+		}
 		if why := dialErr.Load(); errors.Is(err, errNobody) && why != nil && len(s.Peers()) == 0 {
 			err = fmt.Errorf("%w: %w", err, *why)
 		}

@@ -104,13 +104,14 @@ func TestMatrixIsWhole(t *testing.T) {
 // A bench is what the commands of the matrix work on.
 type bench struct {
 	dir, taken string
+	stop       func() // makes the upstreams unreachable
 	words      map[string]string
 }
 
 func newBench(t *testing.T) *bench {
-	b := &bench{dir: t.TempDir()}
+	vars, _, stop := startUpstreams(t)
+	b := &bench{dir: t.TempDir(), stop: stop}
 	t.Chdir(b.dir)
-	vars, _ := startUpstreams(t)
 	for _, v := range vars {
 		name, value, _ := strings.Cut(v, "=")
 		t.Setenv(name, value)
@@ -305,8 +306,7 @@ func acceptAnd(t *testing.T, f func()) string {
 // Without an upstream, what is asked of it is named, and what is here is used.
 func TestNoUpstream(t *testing.T) {
 	b := newBench(t)
-	t.Setenv("PKGSWARM_CARGO_UPSTREAM", "sparse+http://127.0.0.1:1/")
-	t.Setenv("PKGSWARM_GO_UPSTREAM", "http://127.0.0.1:1")
+	b.stop()
 	for _, c := range []struct {
 		want int
 		args string

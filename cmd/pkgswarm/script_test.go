@@ -38,7 +38,7 @@ func TestRealClients(t *testing.T) {
 }
 
 func runScripts(t *testing.T, dir string) {
-	upstreams, grow := startUpstreams(t)
+	upstreams, grow, _ := startUpstreams(t)
 	rustup := os.Getenv("RUSTUP_HOME")
 	if home, err := os.UserHomeDir(); rustup == "" && err == nil {
 		rustup = filepath.Join(home, ".rustup") // where cargo may be rustup's

@@ -16,8 +16,8 @@ import (
 // startUpstreams starts registries for the scripts: the crates foo, which needs
 // bar, and the modules a.test/foo, which needs a.test/bar. It returns the variables
 // by which pkgswarm finds them, and a command that adds records to the checksum
-// database: grow NAME.
-func startUpstreams(t *testing.T) (env []string, grow func(*testscript.TestScript, bool, []string)) {
+// database: grow NAME. stop makes them unreachable.
+func startUpstreams(t *testing.T) (env []string, grow func(*testscript.TestScript, bool, []string), stop func()) {
 	cargo, golang := cargoupstream.New(t), goupstream.New(t)
 	cargo.Add(t, "bar", "1.0.0", makeCrate(t, "bar", "1.0.0", "", "pub fn bar() -> u8 { 1 }\n"))
 	cargo.Add(t, "bar", "1.1.0", makeCrate(t, "bar", "1.1.0", "", "pub fn bar() -> u8 { 2 }\n"))
@@ -36,11 +36,14 @@ func startUpstreams(t *testing.T) (env []string, grow func(*testscript.TestScrip
 	golang.Put("a.test/young", "v1.1.0.info", fmt.Appendf(nil, `{"Version":"v1.1.0","Time":%q}`, time.Now().UTC().Format(time.RFC3339)))
 	golang.Grow(t, "many", 300) // more than one tile
 	return []string{
-		"PKGSWARM_CARGO_UPSTREAM=" + cargo.Index(),
-		"PKGSWARM_GO_UPSTREAM=" + golang.URL,
-		"PKGSWARM_SUMDB=" + golang.Key + " " + golang.URL + "/sumdb/" + goupstream.DBName,
-		"SUMKEY=" + golang.Key,
-	}, func(_ *testscript.TestScript, _ bool, args []string) { golang.Grow(t, args[0], 700) }
+			"PKGSWARM_CARGO_UPSTREAM=" + cargo.Index(),
+			"PKGSWARM_GO_UPSTREAM=" + golang.URL,
+			"PKGSWARM_SUMDB=" + golang.Key + " " + golang.URL + "/sumdb/" + goupstream.DBName,
+			"SUMKEY=" + golang.Key,
+		}, func(_ *testscript.TestScript, _ bool, args []string) { golang.Grow(t, args[0], 700) }, func() {
+			cargo.Stop()
+			golang.Stop()
+		}
 }
 
 // makeCrate returns a .crate as cargo package makes it.
