@@ -56,9 +56,11 @@ type conn struct {
 	r     *Replicator
 	mux   Mux
 	id    PeerID
-	pages atomic.Int64  // pages of peers' bitfields that may still be made
-	wake  chan struct{} // has room for one; set when there is something to write
-	done  chan struct{} // closed by fail
+	pages atomic.Int64    // pages of peers' bitfields that may still be made
+	wake  chan struct{}   // has room for one; set when there is something to write
+	done  chan struct{}   // closed by fail
+	ctx   context.Context // ended by fail
+	end   context.CancelFunc
 
 	mu       sync.Mutex
 	err      error // why the connection ends, once done is closed
@@ -106,6 +108,7 @@ func newConn(r *Replicator, mux Mux) *conn {
 		ranges:     rate.NewLimiter(50_000, 200_000),
 		extensions: rate.NewLimiter(1000, 4096),
 	}
+	c.ctx, c.end = context.WithCancel(context.Background()) // as long as the connection
 	c.pages.Store(maxConnPages)
 	c.inbox.init()
 	return c
@@ -160,6 +163,10 @@ func (c *conn) serve(ctx context.Context) error {
 	for _, p := range peers {
 		p.f.remove(p)
 	}
+	c.inbox.mu.Lock()
+	r.large.Release(c.inbox.large)
+	c.inbox.large = 0
+	c.inbox.mu.Unlock()
 	c.mux.Close(c.err)
 	return c.err
 }
@@ -211,6 +218,7 @@ func (c *conn) fail(err error) {
 		c.r.log.Warn("peer dropped", "peer", c.id, "fault", string(fault.Fault), "err", err)
 	}
 	close(c.done)
+	c.end()
 	c.inbox.close(fault != nil)
 }
 

@@ -17,6 +17,7 @@ type inbox struct {
 	list   []kept
 	bytes  int
 	spare  [][]byte // buffers to be used again
+	large  int64    // bytes of large messages that wait, taken from Replicator.large
 	closed bool
 }
 
@@ -32,6 +33,11 @@ const (
 	maxInbox = 4 << 20
 	// maxStored bounds what is stored in one step, in bytes.
 	maxStored = 1 << 20
+	// largeMessage is the size from which messages count towards maxLarge.
+	largeMessage = 256 << 10
+	// maxLarge bounds those that wait on all connections, in bytes; reading pauses
+	// for them.
+	maxLarge = 24 << 20
 	// maxSpare bounds the buffers that are kept to be used again.
 	maxSpare = 64
 )
@@ -56,12 +62,20 @@ func (b *inbox) close(drop bool) {
 // keep takes a data message of p, waiting while too much waits already.
 func (c *conn) keep(p *peer, payload []byte) {
 	b := &c.inbox
+	large := int64(0)
+	if len(payload) > largeMessage {
+		large = int64(len(payload))
+		if c.r.large.Acquire(c.ctx, large) != nil {
+			return // the connection has ended
+		}
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for b.bytes > maxInbox && !b.closed {
 		b.room.Wait()
 	}
 	if b.closed {
+		c.r.large.Release(large)
 		return
 	}
 	var buf []byte
@@ -70,6 +84,7 @@ func (c *conn) keep(p *peer, payload []byte) {
 	}
 	b.list = append(b.list, kept{p: p, payload: append(buf[:0], payload...)})
 	b.bytes += len(payload)
+	b.large += large
 	b.filled.Signal()
 }
 
@@ -110,10 +125,17 @@ func (b *inbox) take() []kept {
 	return out
 }
 
-// done gives back what take returned.
-func (b *inbox) done(list []kept) {
+// stored gives back what take returned.
+func (c *conn) stored(list []kept) {
+	b := &c.inbox
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	for _, k := range list {
+		if n := int64(len(k.payload)); n > largeMessage {
+			b.large -= n
+			c.r.large.Release(n)
+		}
+	}
 	for _, k := range list {
 		b.bytes -= len(k.payload)
 		if len(b.spare) < maxSpare && cap(k.payload) <= 128<<10 && !b.closed {
@@ -147,6 +169,6 @@ func (c *conn) store() {
 		if list[0].p.f.onData(list[0].p, answers) != nil {
 			return // it has ended the connection
 		}
-		c.inbox.done(list)
+		c.stored(list)
 	}
 }

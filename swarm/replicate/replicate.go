@@ -50,6 +50,7 @@ import (
 	"log/slog"
 	"sync"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
 	"github.com/pkgswarm/pkgswarm/core"
@@ -167,6 +168,7 @@ type Replicator struct {
 	cfg              Config
 	log              *slog.Logger
 	upload, download *throttle
+	large            *semaphore.Weighted // of maxLarge
 
 	mu     sync.Mutex
 	feeds  map[core.DiscoveryKey]*feed
@@ -182,6 +184,7 @@ func New(cfg Config) *Replicator {
 	}
 	return &Replicator{
 		cfg: cfg, log: log,
+		large:  semaphore.NewWeighted(maxLarge),
 		upload: newThrottle(cfg.UploadRate), download: newThrottle(cfg.DownloadRate),
 		feeds: make(map[core.DiscoveryKey]*feed),
 		conns: make(map[*conn]struct{}),

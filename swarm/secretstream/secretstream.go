@@ -111,6 +111,7 @@ type Conn struct {
 	recv   *stream
 	reader *bufio.Reader
 	rbuf   []byte // of the message that was read last
+	large  reservation
 
 	mu      sync.Mutex // guards what follows
 	send    *stream
@@ -373,14 +374,18 @@ func (s *Conn) readMessage() ([]byte, error) {
 // readFrame reads n bytes into s.rbuf, where open wants them. Memory is taken as
 // the bytes arrive, not as the peer announces them.
 func (s *Conn) readFrame(n int) error {
-	if cap(s.rbuf) > keepBuffer && n < keepBuffer/4 {
+	if cap(s.rbuf) > keepBuffer && n < keepBuffer/4 || cap(s.rbuf) > largeFrame && n <= largeFrame {
 		s.rbuf = nil
+		s.large.release()
 	}
 	end := prefix - 1 + n
 	s.rbuf = slices.Grow(s.rbuf[:0], prefix-1+min(n, keepBuffer))[:prefix-1]
 	for len(s.rbuf) < end {
 		part := min(end-len(s.rbuf), max(len(s.rbuf), keepBuffer))
 		at := len(s.rbuf)
+		if at+part > largeFrame && !s.large.grow(at+part) {
+			return ErrMemory
+		}
 		s.rbuf = slices.Grow(s.rbuf, part)[:at+part]
 		if _, err := io.ReadFull(s.reader, s.rbuf[at:]); err != nil {
 			if err == io.EOF {
@@ -500,6 +505,7 @@ func (s *Conn) Close() error {
 		close(s.closing)
 		err = s.conn.Close()
 		s.alive.Wait()
+		s.large.close()
 	})
 	return err
 }
