@@ -339,7 +339,7 @@ func requireToken(token string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/healthz" && r.URL.Path != "/readyz" && !hasToken(clientToken(r), token) {
 			w.Header().Set("WWW-Authenticate", `Basic realm="pkgswarm"`)
-			http.Error(w, "a token is needed", http.StatusUnauthorized)
+			http.Error(w, fmt.Sprintf("this node wants a token: for go, as the password of machine %s in netrc; for cargo, as that of its registry", r.Host), http.StatusUnauthorized)
 			return
 		}
 		next.ServeHTTP(w, r)
