@@ -10,8 +10,8 @@ import Corestore from 'corestore'
 import Hyperbee from 'hyperbee'
 import SecretStream from '@hyperswarm/secret-stream'
 import idEncoding from 'hypercore-id-encoding'
-import { serve, tmpdir, hex, unhex } from './lib/rpc.mjs'
-import { fold } from './lib/pkglog.mjs'
+import { serve, tmpdir, unhex } from './lib/rpc.mjs'
+import { fold, plain } from './lib/pkglog.mjs'
 
 const [registryKey, address] = process.argv.slice(2)
 const at = address.lastIndexOf(':')
@@ -61,14 +61,7 @@ serve({
     return names
   },
   async log (name) {
-    const l = await readLog(name)
-    return {
-      ecosystem: l.ecosystem,
-      package: l.package,
-      file: hex(Buffer.concat(l.lines.flatMap((b) => [b, Buffer.from('\n')]))),
-      versions: [...l.versions.values()].map((v) => ({ version: v.version, info: hex(v.info), mod: hex(v.mod), zipHash: hex(v.zipHash) })),
-      artifacts: l.artifacts.map((a) => ({ version: a.version, key: hex(a.key), byteLength: a.byteLength, digest: hex(a.digest) }))
-    }
+    return plain(await readLog(name))
   },
   async artifact (key) {
     const core = await replica(unhex(key))

@@ -1,7 +1,8 @@
 // Reads package logs: the Go package registry/pkglog is the specification.
 import fs from 'node:fs'
-import zlib from 'node:zlib'
 import c from 'compact-encoding'
+import { decompress } from 'fzstd'
+import { hex } from './rpc.mjs'
 
 const dictionary = (ecosystem) =>
   fs.readFileSync(new URL(`../../../registry/pkglog/${ecosystem}.dict`, import.meta.url))
@@ -59,6 +60,17 @@ export function fold (blocks) {
   return log
 }
 
+// plain returns a folded log as plain JSON.
+export function plain (l) {
+  return {
+    ecosystem: l.ecosystem,
+    package: l.package,
+    file: hex(Buffer.concat(l.lines.flatMap((b) => [b, Buffer.from('\n')]))),
+    versions: [...l.versions.values()].map((v) => ({ version: v.version, info: hex(v.info), mod: hex(v.mod), zipHash: hex(v.zipHash) })),
+    artifacts: l.artifacts.map((a) => ({ version: a.version, key: hex(a.key), byteLength: a.byteLength, digest: hex(a.digest) }))
+  }
+}
+
 function moduleVersion (b) {
   const s = { start: 0, end: b.length, buffer: b }
   return {
@@ -75,7 +87,7 @@ function payload (log, base, s) {
   const form = c.uint.decode(s)
   const body = s.buffer.subarray(s.start, s.end)
   if (form === 0) return body
-  if (form === 1) return zlib.zstdDecompressSync(body) // Node 22.15 and later
+  if (form === 1) return Buffer.from(decompress(body))
   const d = { start: 0, end: body.length, buffer: body }
   const parts = []
   c.uint.decode(d)
