@@ -19,6 +19,7 @@ import (
 // against it, and which catalog it was followed to. SEC-6
 //
 //	KEY.head      the newest head
+//	KEY.older     a head that is shorter: of the same history, or of another
 //	KEY.evidence  an encoded [core.Evidence]; such a catalog is not used again
 //	KEY.next      the successor that was accepted
 //
@@ -58,8 +59,15 @@ func (m *Memory) path(key core.Key, ext string) string {
 const headMagic = "pkgswarm/head"
 
 // Head returns the newest head of a catalog, nil if there is none.
-func (m *Memory) Head(key core.Key) (*Memorized, error) {
-	b, err := os.ReadFile(m.path(key, ".head"))
+func (m *Memory) Head(key core.Key) (*Memorized, error) { return m.load(key, ".head") }
+
+// Older returns a head that was refused because a longer one was known, and could
+// not be told to belong to the same history then; nil if there is none.
+func (m *Memory) Older(key core.Key) (*Memorized, error) { return m.load(key, ".older") }
+
+func (m *Memory) load(key core.Key, ext string) (*Memorized, error) {
+	path := m.path(key, ext)
+	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -71,10 +79,18 @@ func (m *Memory) Head(key core.Key) (*Memorized, error) {
 		err = errors.New("it is of another catalog")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", ErrMemory, m.path(key, ".head"), err)
+		return nil, fmt.Errorf("%w: %s: %w", ErrMemory, path, err)
 	}
 	return h, nil
 }
+
+// SetOlder remembers h as a head to be compared with a longer history.
+func (m *Memory) SetOlder(h *Memorized) error {
+	return durable.WriteFile(m.path(h.Key, ".older"), h.encode(), 0o600)
+}
+
+// ForgetOlder forgets it: it belongs to the history that is known.
+func (m *Memory) ForgetOlder(key core.Key) error { return durable.Remove(m.path(key, ".older")) }
 
 // SetHead remembers h.
 func (m *Memory) SetHead(h *Memorized) error {

@@ -133,9 +133,16 @@ func (r *Reader) judge(ctx context.Context, t merkle.Tree) (*Snapshot, error) {
 		return nil, err
 	}
 	if last != nil {
-		if err := r.extends(ctx, last, t.Length); err != nil {
+		err := r.extends(ctx, last, t.Length)
+		if errors.Is(err, ErrRollback) {
+			err = errors.Join(err, r.keepOlder(t))
+		}
+		if err != nil {
 			return nil, err
 		}
+	}
+	if err := r.compareOlder(ctx, t.Length); err != nil {
+		return nil, err
 	}
 	s := &Snapshot{Key: r.Key(), Length: t.Length, TreeHash: t.Hash(), maxAge: r.maxAge}
 	s.tree = bee.Open(frozen{r.core, t.Length}, bee.Options{})
@@ -174,6 +181,35 @@ func (r *Reader) extends(ctx context.Context, last *Memorized, length uint64) er
 		return err
 	}
 	return fmt.Errorf("%w: evidence in %s", ErrEquivocated, r.memory.EvidencePath(r.Key()))
+}
+
+// keepOlder keeps the head t, which is shorter than one that is known. Whether it
+// belongs to the same history can only be told once the longer one is here: a
+// client whose store is lost has no more of it than its head. SEC-13
+func (r *Reader) keepOlder(t merkle.Tree) error {
+	if old, err := r.memory.Older(r.Key()); old != nil || err != nil {
+		return err
+	}
+	h, err := signedHead(r.core, t.Length)
+	if err != nil || h.Tree.Length != t.Length {
+		return err
+	}
+	return r.memory.SetOlder(&Memorized{SignedHead: *h, Seen: time.Now()})
+}
+
+// compareOlder compares a head that was kept with the longer history that is here.
+func (r *Reader) compareOlder(ctx context.Context, length uint64) error {
+	old, err := r.memory.Older(r.Key())
+	if old == nil || err != nil {
+		return err
+	}
+	if old.Tree.Length > length {
+		return nil
+	}
+	if err := r.extends(ctx, old, length); err != nil {
+		return err
+	}
+	return r.memory.ForgetOlder(r.Key())
 }
 
 // remember keeps the head t, which must be of the core now.

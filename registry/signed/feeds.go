@@ -4,6 +4,8 @@ import (
 	"context"
 	"slices"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/pkgswarm/pkgswarm/registry/catalog"
 	"github.com/pkgswarm/pkgswarm/registry/feed"
 	"github.com/pkgswarm/pkgswarm/registry/pkglog"
@@ -50,19 +52,27 @@ func (f Feeds) Recent(ctx context.Context, n int) ([]*feed.Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out []*feed.Log
-	for _, c := range changes {
+	logs := make([]*feed.Log, len(changes))
+	var g errgroup.Group
+	g.SetLimit(logsAtOnce)
+	for i, c := range changes {
 		h, ok := catalog.ParsePackageKey(c.Key)
 		if !ok {
 			continue
 		}
-		// A log that cannot be had now is left out.
-		if l, err := f.Log(ctx, h); err == nil {
-			out = append(out, l)
-		}
+		g.Go(func() error {
+			logs[i], _ = f.Log(ctx, h) // left out if it cannot be had now
+			return nil
+		})
 	}
-	return out, ctx.Err()
+	g.Wait()
+	logs = slices.DeleteFunc(logs, func(l *feed.Log) bool { return l == nil })
+	return logs, ctx.Err()
 }
+
+// logsAtOnce is how many logs a feed of a registry waits for at a time: most of
+// them may have to come from peers.
+const logsAtOnce = 16
 
 // recent returns the last n packages that changed, the newest first. It looks at
 // more and more of the catalog's end until it has them.

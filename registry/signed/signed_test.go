@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -406,6 +408,51 @@ func TestEquivocation(t *testing.T) {
 				c.turn()
 				c.wantErr("serde", catalog.ErrEquivocated)
 			})
+		}
+	}
+}
+
+// TestHistories shows a client two histories of a catalog, of random lengths and
+// common beginning, one after the other in random order, with restarts between
+// them. None that differ may be missed, none that agree may be accused. SEC-13
+func TestHistories(t *testing.T) {
+	runs := uint64(80) // package replicate has 200 of peers that meet
+	if testing.Short() {
+		runs = 12
+	}
+	for seed := range runs {
+		rng := rand.New(rand.NewPCG(seed, 13))
+		common, x, y := 1+rng.IntN(4), rng.IntN(4), rng.IntN(4)
+		a, b := newOperator(t, 1), newOperator(t, 1)
+		start := time.Unix(1_700_000_000, 0)
+		for i := range common {
+			for _, o := range []*testOperator{a, b} {
+				o.flush(start.Add(time.Duration(i)*time.Second), catalog.Change{Key: "cargo/serde", Entry: catalog.Entry{Length: uint64(i + 1), Time: start}})
+			}
+		}
+		for i := range x {
+			a.flush(time.Now(), catalog.Change{Key: "cargo/a", Entry: catalog.Entry{Length: uint64(i + 1), Time: start}})
+		}
+		for i := range y {
+			b.flush(time.Now(), catalog.Change{Key: "cargo/b", Entry: catalog.Entry{Length: uint64(i + 1), Time: start}})
+		}
+		ops := []*testOperator{a, b}
+		if rng.IntN(2) == 0 {
+			slices.Reverse(ops)
+		}
+		dir := t.TempDir()
+		forked := false
+		for turn := range 2 + rng.IntN(3) {
+			// Restarted with its memory and an empty store, as after a lost cache.
+			c := newClient(t, dir, 0, []core.Key{a.w.Key()}, ops[turn%2].store)
+			c.turn()
+			forked = c.Status()[0].Forked
+		}
+		if want := x > 0 && y > 0; forked != want {
+			t.Errorf("seed %d: %d common, then %d and %d flushes: forked %v, want %v", seed, common, x, y, forked, want)
+		}
+		if t.Failed() {
+			return
 		}
 	}
 }
