@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -467,12 +468,12 @@ func TestHoldsNothing(t *testing.T) {
 func TestMessagesBesideData(t *testing.T) {
 	simulate(t, func(t *testing.T, ctx context.Context) {
 		big, small := testStatic(400, 16<<10), testStatic(10, 100)
-		var heard time.Time
+		var heard atomic.Int64 // Unix time in nanoseconds
 		source, reader := newNode(t, 1, big, small), newNode(t, 2)
 		l := (&link{delay: 10 * time.Millisecond, rate: 100e3}).connect(ctx, source, reader)
 		s1, _ := reader.open(big.key, SessionOptions{})
 		s2, _ := reader.open(small.key, SessionOptions{Extensions: map[string]func(PeerID, []byte){
-			"note": func(PeerID, []byte) { heard = time.Now() },
+			"note": func(PeerID, []byte) { heard.Store(time.Now().UnixNano()) },
 		}})
 		s1.Update(ctx)
 		s2.Update(ctx)
@@ -484,7 +485,7 @@ func TestMessagesBesideData(t *testing.T) {
 			sent := time.Now()
 			from.Broadcast("note", nil)
 			time.Sleep(3 * time.Second)
-			if d := heard.Sub(sent); d <= 0 || d > time.Second {
+			if d := time.Unix(0, heard.Load()).Sub(sent); d <= 0 || d > time.Second {
 				t.Errorf("a message took %v", d)
 			}
 		}
