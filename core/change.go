@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
-	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -57,13 +56,25 @@ func (ch *change) page(level uint8, number uint64) (*page, error) {
 				return nil, err
 			}
 		}
-		p = new(page)
-		*p = *old
-		p.runs = slices.Clone(old.runs)
+		p = ch.c.copyPage(old)
 		ch.pages[k] = p
 	}
 	ch.last, ch.lastKey = p, k
 	return p, nil
+}
+
+// copyPage returns a copy of p, in the memory of a page that was replaced if there
+// is one: most changes replace just one page. c.mu is held, as by all who use pages
+// of c.
+func (c *Core) copyPage(p *page) *page {
+	q := c.spare
+	if c.spare = nil; q == nil {
+		q = new(page)
+	}
+	runs := append(q.runs[:0], p.runs...)
+	*q = *p
+	q.runs = runs
+	return q
 }
 
 // changedNodes reads the nodes of a core as a change will leave them.
@@ -413,7 +424,7 @@ func (ch *change) apply() {
 		c.have = nil // it lacks the pages that were contiguous
 	}
 	for k, p := range ch.pages {
-		s.pages.put(k, p)
+		c.spare = s.pages.put(k, p)
 		if k.level == 0 && c.have != nil {
 			c.setHave(k.number, p.data)
 		}

@@ -86,6 +86,7 @@ type Core struct {
 	file  *os.File          // of a static core
 	dead  bool
 	acked ack // when the core was opened
+	spare *page
 
 	watchMu  sync.Mutex // held while events are delivered, so that they stay in order
 	watchers map[int]func(Event)

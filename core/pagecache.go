@@ -39,13 +39,14 @@ func (c *pageCache) get(k cacheKey) *page {
 	return e.Value.(*cached).page
 }
 
-func (c *pageCache) put(k cacheKey, p *page) {
+// put keeps a page and returns the one that it replaces, if any.
+func (c *pageCache) put(k cacheKey, p *page) (old *page) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if e := c.items[k]; e != nil {
-		e.Value.(*cached).page = p
+		old, e.Value.(*cached).page = e.Value.(*cached).page, p
 		c.order.MoveToFront(e)
-		return
+		return old
 	}
 	c.items[k] = c.order.PushFront(&cached{k, p})
 	if c.order.Len() > cachedPages {
@@ -53,6 +54,7 @@ func (c *pageCache) put(k cacheKey, p *page) {
 		delete(c.items, last.Value.(*cached).key)
 		c.order.Remove(last)
 	}
+	return nil
 }
 
 // drop forgets all pages of a core.
