@@ -198,7 +198,8 @@ func (s *Store) broken() error {
 }
 
 // Err returns why the store should be opened again, or made anew: it has failed
-// ([ErrFailed]), or what it has read of its database is damaged ([ErrDamaged]).
+// ([ErrFailed]), or what it has read of its database is damaged ([ErrDamaged]; see
+// [Rebuild]).
 // What can still be read is right all the same.
 func (s *Store) Err() error {
 	if err := s.damage.Load(); err != nil {

@@ -44,7 +44,7 @@
 //
 // The directory of a store, format version 1:
 //
-//	format          "pkgswarm cores 1": read before anything else is touched
+//	format          the format version, read before anything else is touched
 //	lock, process   held, and the process that holds it
 //	primary         the primary key, and a checksum; the database has it, too
 //	heads           the acknowledged heads of the cores signed here; see acks.go

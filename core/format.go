@@ -16,8 +16,13 @@ import (
 // refused untouched.
 const formatVersion = 1
 
-// formatLine is the content of the file "format" of a store.
-const formatLine = "pkgswarm cores %d\n"
+// formatLine returns the content of the file "format" of a store: the version, and
+// the CRC-32C of what stands before it, so that a damaged line is not taken for a
+// newer version.
+func formatLine(version int) []byte {
+	text := fmt.Sprintf("pkgswarm cores %d", version)
+	return fmt.Appendf(nil, "%s %08x\n", text, crc32.Checksum([]byte(text), castagnoli))
+}
 
 // ErrVersion is matched by the error of a store that a newer program made.
 var ErrVersion = errors.New("core: store has a newer format")
@@ -32,8 +37,8 @@ func readFormat(fsys vfs.FS, dir string) (int, error) {
 	if err != nil && !isBroken(err) {
 		return 0, err
 	}
-	version := 0
-	if _, err := fmt.Sscanf(string(b), formatLine, &version); err != nil {
+	version, sum := 0, 0
+	if _, err := fmt.Sscanf(string(b), "pkgswarm cores %d %x\n", &version, &sum); err != nil || !bytes.Equal(b, formatLine(version)) {
 		return formatVersion, nil // damaged: the database has it, too
 	}
 	if version > formatVersion {

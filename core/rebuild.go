@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,8 +38,8 @@ import (
 // errMalformed means that the database has something that is not ours.
 var errMalformed = errors.New("malformed entry")
 
-// ErrKeyLost is matched by the error of a store whose primary key is lost: its
-// file and the database were damaged. Open it with the key from a backup in
+// ErrKeyLost is matched by the error of a store with cores that are signed here whose
+// primary key is lost: its file and the database were damaged. Open it with the key from a backup in
 // [Options.PrimaryKey].
 var ErrKeyLost = errors.New("core: the primary key of the store is lost; open it with the key from a backup")
 
@@ -142,6 +143,16 @@ func nextChunk(b []byte, at int) (next int, ok bool) {
 const keptAside = 2
 
 func (s *Store) rebuildPath() string { return s.fs.PathJoin(s.dir, "rebuild") }
+
+// Rebuild makes the next opening of the store in dir, which must not be open, or be
+// about to be closed, set the database aside and make a new one. It is for damage
+// that was found while the store was used; see [Store.Err].
+func Rebuild(dir string) error {
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return writeSmall(vfs.Default, filepath.Join(dir, "rebuild"), []byte("\n"))
+}
 
 // rebuilding returns the directory of a rebuild that is not done yet.
 func (s *Store) rebuilding() (dir string, ok bool, err error) {
@@ -347,6 +358,7 @@ func (s *Store) restore(v *salvage) error {
 		s.nextID = max(s.nextID, r.id+1)
 		b.Set([]byte(k), x.value, nil)
 		if r.named {
+			s.keyed = true
 			b.Set(aliasKey(r.namespace, r.name), []byte(k[1:]), nil)
 		}
 		if r.path != "" && r.manifest != nil {
@@ -361,9 +373,8 @@ func (s *Store) restore(v *salvage) error {
 			b.Set([]byte(k), x.value, nil)
 		}
 	}
-	signed := false
 	err := s.acks.from(0, func(a ack) {
-		signed = true
+		s.keyed = true
 		s.nextID = max(s.nextID, a.id+1)
 		if !known[a.id] {
 			b.Set(append([]byte{prefixLost}, a.dk[:]...), binary.BigEndian.AppendUint32(nil, a.id), nil)
@@ -373,7 +384,7 @@ func (s *Store) restore(v *salvage) error {
 		return err
 	}
 	b.Set([]byte{prefixCounter}, binary.BigEndian.AppendUint32(nil, s.nextID), nil)
-	s.log.Warn("database was made anew", "cores", len(known), "signed", signed)
+	s.log.Warn("database was made anew", "cores", len(known))
 	return s.commit(b, true)
 }
 

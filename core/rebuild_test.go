@@ -49,7 +49,7 @@ func TestNewerStore(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "format"), []byte("pkgswarm cores 2\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "format"), core.FormatLine(2), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	before := content(t, dir)
@@ -121,6 +121,11 @@ func copyBlocks(t *testing.T, to, from *core.Core) {
 // fetched again, and cores that are signed here say what they have lost and are
 // not appended to before it is back. REL-5
 func TestRebuild(t *testing.T) {
+	t.Run("damaged", func(t *testing.T) { rebuild(t, false) })
+	t.Run("asked for", func(t *testing.T) { rebuild(t, true) })
+}
+
+func rebuild(t *testing.T, asked bool) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	primary := &[32]byte{7}
 	other, err := core.OpenStore("other", core.Options{FS: vfs.NewMem(), PrimaryKey: primary})
@@ -149,7 +154,13 @@ func TestRebuild(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	spoil(t, filepath.Join(dir, "db"), "MANIFEST")
+	if asked {
+		if err := core.Rebuild(dir); err != nil {
+			t.Fatal(err)
+		}
+	} else {
+		spoil(t, filepath.Join(dir, "db"), "MANIFEST")
+	}
 	s = open()
 	if _, err := os.Stat(filepath.Join(dir, "damaged-1", "db")); err != nil {
 		t.Errorf("the damaged database is not set aside: %v", err)

@@ -116,6 +116,7 @@ type Store struct {
 	nextID uint32
 	lost   map[DiscoveryKey]uint32 // numbers of cores whose records a rebuild has lost
 	unread map[uint32]bool         // static cores whose files are to be read after one
+	keyed  bool                    // a rebuild has found cores that are signed here
 	closed bool
 
 	snapshots atomic.Int64 // open snapshots: segments are not removed meanwhile
@@ -216,7 +217,7 @@ func (s *Store) open(o Options, version int) error {
 		}
 	}
 	s.removeLater()
-	err = writeSmall(s.fs, s.fs.PathJoin(s.dir, "format"), fmt.Appendf(nil, formatLine, formatVersion))
+	err = writeSmall(s.fs, s.fs.PathJoin(s.dir, "format"), formatLine(formatVersion))
 	if err != nil && version > 0 {
 		s.log.Warn("format version cannot be written", "err", err)
 		return nil
@@ -344,7 +345,7 @@ func (s *Store) loadPrimary(want *[32]byte, rebuilt bool) error {
 	case have:
 	case want != nil:
 		s.primary = *want
-	case rebuilt && s.nextID > 0:
+	case rebuilt && s.keyed:
 		return ErrKeyLost
 	default:
 		rand.Read(s.primary[:])

@@ -108,7 +108,7 @@ func (p *patient) data() string { return filepath.Join(p.dir, "data") }
 
 func (p *patient) files() (names []string) {
 	filepath.WalkDir(p.data(), func(name string, d fs.DirEntry, err error) error {
-		if err == nil && strings.Contains(d.Name(), ".damaged-") {
+		if err == nil && strings.Contains(d.Name(), "damaged-") {
 			return filepath.SkipDir // set aside
 		}
 		if err == nil && d.Type().IsRegular() {

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+
+	"github.com/pkgswarm/pkgswarm/core"
 )
 
 // maxCrash is how much of a crash report is looked at, in bytes.
@@ -50,7 +52,7 @@ func (n *Node) afterCrash() error {
 	if !bytes.Contains(report, []byte("github.com/cockroachdb/pebble")) {
 		return nil
 	}
-	if err := n.setAside(n.coresDir(), string(what)); err != nil {
+	if err := core.Rebuild(n.coresDir()); err != nil {
 		return err
 	}
 	return n.setAside(filepath.Join(n.c.Data, "store", "artifacts"), string(what))

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/pkgswarm/pkgswarm/core"
-	"github.com/pkgswarm/pkgswarm/internal/durable"
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
 )
 
@@ -37,37 +36,16 @@ func (n *Node) openStores() (err error) {
 
 func (n *Node) coresDir() string { return filepath.Join(n.c.Data, "store", "cores") }
 
-// damagedCores is the file that tells the next start that the core store is
-// damaged.
-func (n *Node) damagedCores() string { return n.coresDir() + ".damaged" }
-
-// openCores opens the core store. A damaged one is set aside: what a node has in it
-// comes from files and from peers, and is made anew when it is needed (REL-5).
+// openCores opens the core store. It makes a damaged database anew by itself; what a
+// node has in it comes from files and from peers (REL-5).
 func (n *Node) openCores() (*core.Store, error) {
-	o := core.Options{Logger: n.log, LogBytes: 2 << 20}
-	if why, err := os.ReadFile(n.damagedCores()); err == nil {
-		if err := n.setAside(n.coresDir(), string(why)); err != nil {
-			return nil, err
-		}
-		if err := durable.Remove(n.damagedCores()); err != nil {
-			return nil, err
-		}
-	}
-	s, err := core.OpenStore(n.coresDir(), o)
-	_, inUse := errors.AsType[*core.InUseError](err)
-	if err == nil || inUse || errors.Is(err, core.ErrVersion) || durable.MachineFault(err) {
-		return s, err
-	}
-	if err := n.setAside(n.coresDir(), err.Error()); err != nil {
-		return nil, err
-	}
-	return core.OpenStore(n.coresDir(), o)
+	return core.OpenStore(n.coresDir(), core.Options{Logger: n.log, LogBytes: 2 << 20})
 }
 
 // setAside moves the database in dir away, for people to look at.
 func (n *Node) setAside(dir, why string) error {
 	aside := fmt.Sprintf("%s.damaged-%d", dir, time.Now().UnixNano())
-	n.log.Error("database is damaged, making a new one; the keys of cores that were made in this data directory with pkgswarm core are in the old one only", "err", why, "aside", aside)
+	n.log.Error("database is damaged, making a new one", "err", why, "aside", aside)
 	err := os.Rename(dir, aside)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -93,7 +71,7 @@ func (n *Node) watchCores(ctx context.Context) error {
 		}
 		n.log.Error("core store has failed: peers get nothing until the node is restarted", "err", err)
 		if errors.Is(err, core.ErrDamaged) {
-			if err := durable.WriteFile(n.damagedCores(), []byte(err.Error()+"\n"), 0o600); err != nil {
+			if err := core.Rebuild(n.coresDir()); err != nil {
 				n.log.Error("mark the core store as damaged", "err", err)
 			}
 		}
