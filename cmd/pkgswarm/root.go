@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"slices"
 	"syscall"
@@ -13,6 +14,7 @@ import (
 	"github.com/pkgswarm/pkgswarm/core"
 	"github.com/pkgswarm/pkgswarm/internal/config"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // Exit codes. They are an interface: scripts branch on them.
@@ -73,6 +75,33 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	return code
 }
 
+// findNode has commands that ask the node look for it where the configuration has it
+// listen, unless they are told its address.
+func findNode(cmd *cobra.Command, f config.File) error {
+	url := cmd.Flags().Lookup("url")
+	if url == nil || url.Changed || url.DefValue != defaultNode {
+		return nil
+	}
+	fs := pflag.NewFlagSet("", pflag.ContinueOnError)
+	listen := fs.String("listen", "", "")
+	cert := fs.String("tls-cert", "", "")
+	if _, err := config.Apply(fs, os.Getenv, f); err != nil {
+		return &exitError{exitUsage, err, "see pkgswarm config show"}
+	}
+	host, port, err := net.SplitHostPort(*listen)
+	if err != nil || port == "0" {
+		return nil // not set, or for serve to complain about
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	scheme := "http"
+	if *cert != "" {
+		scheme = "https"
+	}
+	return url.Value.Set(scheme + "://" + net.JoinHostPort(host, port))
+}
+
 // common returns the exit code and what to do for errors that any command may meet.
 func common(err error) (code int, hint string) {
 	if _, ok := errors.AsType[*core.InUseError](err); ok {
@@ -111,7 +140,7 @@ func newRoot(s *streams) *cobra.Command {
 		if _, err := config.Apply(cmd.Flags(), os.Getenv, f); err != nil {
 			return &exitError{exitUsage, err, "see pkgswarm config show"}
 		}
-		return nil
+		return findNode(cmd, f)
 	}
 	for _, add := range commands {
 		root.AddCommand(add(s))

@@ -81,7 +81,7 @@ as a service, or use 'pkgswarm run -- cargo build' instead.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.url, "url", "http://127.0.0.1:7070", "the node's `URL`")
+	f.StringVar(&o.url, "url", defaultNode, "the node's `URL`")
 	f.BoolVar(&o.undo, "undo", false, "take the changes back")
 	f.BoolVar(&o.print, "print", false, "only show what would change")
 	f.BoolVar(&o.strict, "strict", false, "let the node's refusals bind: ',' instead of '|' in GOPROXY")
