@@ -209,6 +209,65 @@ func BenchmarkColdGet(b *testing.B) {
 	}
 }
 
+// BenchmarkColdRange reads all of a map of which nothing is here, from a peer: goal
+// B2, cold. BenchmarkColdRangeJS is the same between two processes of the reference.
+func BenchmarkColdRange(b *testing.B) {
+	const count = 100_000
+	a := newPeer(b)
+	w := a.named("bee")
+	fillBee(b, w, count)
+	var used time.Duration
+	for b.Loop() {
+		b.StopTimer()
+		p := newPeer(b)
+		b.StartTimer()
+		before := cpu()
+		p.connect(a.port())
+		tree, s, _ := p.openBee(w.Key())
+		if _, err := s.Update(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		n := 0
+		for _, err := range tree.Range(b.Context(), bee.Range{}) {
+			if err != nil {
+				b.Fatal(err)
+			}
+			n++
+		}
+		if n != count {
+			b.Fatalf("%d entries, want %d", n, count)
+		}
+		used += cpu() - before
+	}
+	b.ReportMetric(count*float64(b.N)/used.Seconds(), "entries/cpu-s")
+}
+
+func BenchmarkColdRangeJS(b *testing.B) {
+	const count = 100_000
+	writer := testenv.StartNode(b, "replicate.mjs")
+	var port int
+	var key string
+	writer.MustCall(b, "listen", nil, &port)
+	writer.MustCall(b, "create", "bee", &key)
+	writer.MustCall(b, "beePut", params{"key": key, "count": count}, nil)
+	var used float64
+	for b.Loop() {
+		b.StopTimer()
+		reader := testenv.StartNode(b, "replicate.mjs")
+		var before, after [2]float64
+		reader.MustCall(b, "cpu", nil, &before[0])
+		writer.MustCall(b, "cpu", nil, &before[1])
+		b.StartTimer()
+		reader.MustCall(b, "connect", port, nil)
+		reader.MustCall(b, "waitFor", params{"key": key, "length": count + 1, "fork": 0}, nil)
+		reader.MustCall(b, "beeRange", params{"key": key, "range": params{}}, nil)
+		reader.MustCall(b, "cpu", nil, &after[0])
+		writer.MustCall(b, "cpu", nil, &after[1])
+		used += (after[0] + after[1] - before[0] - before[1]) / 1e6
+	}
+	b.ReportMetric(count*float64(b.N)/used, "entries/cpu-s")
+}
+
 // A countingConn counts what is written.
 type countingConn struct {
 	net.Conn

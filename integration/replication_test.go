@@ -481,6 +481,37 @@ func TestReplicateManyBlocks(t *testing.T) {
 	})
 }
 
+// TestLargeBlocks exchanges blocks of 8 MiB with the reference, in both directions:
+// what bounds the memory for large messages must let them pass.
+func TestLargeBlocks(t *testing.T) {
+	const count, size = 4, 8 << 20
+	js := testenv.StartNode(t, "replicate.mjs")
+	p := newPeer(t)
+	js.MustCall(t, "connect", p.port(), nil)
+	var key string
+	js.MustCall(t, "create", "large", &key)
+	js.MustCall(t, "appendMany", params{"key": key, "count": count, "size": size}, nil)
+	c, s := p.open(parseKey(t, key))
+	if _, err := s.Update(limit(t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Download(limit(t), 0, count); err != nil {
+		t.Fatal(err)
+	}
+	if c.ByteLength() != count*size {
+		t.Errorf("%d bytes came", c.ByteLength())
+	}
+	w := p.named("ours")
+	appendNumbered(t, w, count, size)
+	js.MustCall(t, "waitFor", params{"key": w.Key().Hex(), "length": count, "fork": 0}, nil)
+	js.MustCall(t, "download", params{"key": w.Key().Hex(), "start": 0, "end": count}, nil)
+	var info struct{ ContiguousLength int }
+	js.MustCall(t, "info", w.Key().Hex(), &info)
+	if info.ContiguousLength != count {
+		t.Errorf("the reference has %d blocks", info.ContiguousLength)
+	}
+}
+
 // TestRelayThroughGo connects two Node peers and two of ours to a third of ours,
 // which never holds a secret key: what one writes, all others must get.
 func TestRelayThroughGo(t *testing.T) {
