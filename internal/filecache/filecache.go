@@ -40,6 +40,9 @@ const (
 	// MaxEntry is the largest size of an entry's data, in bytes.
 	MaxEntry = 64 << 20
 
+	// maxListedKey is the length of the longest key that Keys finds, in bytes.
+	maxListedKey = 512
+
 	// touchAfter is the age of a file's time of use at which a read renews it.
 	touchAfter = time.Hour
 
@@ -157,6 +160,43 @@ func (c *Cache) write(temp, name string, b []byte) error {
 		return err
 	}
 	return c.root.Rename(temp, name)
+}
+
+// Keys calls yield with the keys that begin with prefix, in no useful order, until it
+// returns false. It reads the beginning of every file; whether the entries are whole
+// shows when they are read.
+func (c *Cache) Keys(prefix string, yield func(key string) bool) {
+	head := make([]byte, len(magic)+4+maxListedKey)
+	fs.WalkDir(c.root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return nil
+		}
+		key, ok := c.keyOf(name, head)
+		if ok && strings.HasPrefix(key, prefix) && !yield(key) {
+			return fs.SkipAll
+		}
+		return nil
+	})
+}
+
+// keyOf returns the key in the file name, if it is a short one, using head for what it
+// reads.
+func (c *Cache) keyOf(name string, head []byte) (string, bool) {
+	f, err := c.root.Open(name)
+	if err != nil {
+		return "", false
+	}
+	defer f.Close()
+	n, _ := f.ReadAt(head, 0) // an entry may be shorter
+	b, ok := strings.CutPrefix(string(head[:n]), magic)
+	if !ok || len(b) < 4 {
+		return "", false
+	}
+	size := int(binary.BigEndian.Uint32([]byte(b)))
+	if size > len(b)-4 || fileName(b[4:4+size]) != name {
+		return "", false
+	}
+	return b[4 : 4+size], true
 }
 
 // Remove removes the entry of key, if there is one.

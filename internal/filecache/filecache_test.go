@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -45,6 +46,38 @@ func TestPutGet(t *testing.T) {
 	c.Remove("a")
 	if _, err := c.Get("a"); err == nil {
 		t.Error("a removed entry is still there")
+	}
+}
+
+func TestKeys(t *testing.T) {
+	dir := t.TempDir()
+	c := open(t, dir, 0)
+	for _, key := range []string{"index a", "index b", "config", "", "index " + strings.Repeat("k", 1000)} {
+		if err := c.Put(key, []byte(key)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	os.WriteFile(filepath.Join(dir, "stray"), []byte("no entry"), 0o600)
+	b, err := os.ReadFile(filepath.Join(dir, fileName("index a")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	os.WriteFile(filepath.Join(dir, fileName("index b")), b, 0o600) // misplaced
+	keys := func(prefix string) (all []string) {
+		c.Keys(prefix, func(key string) bool { all = append(all, key); return true })
+		slices.Sort(all)
+		return all
+	}
+	if got := keys("index "); !slices.Equal(got, []string{"index a"}) {
+		t.Errorf("Keys(index) = %q", got)
+	}
+	if got := keys(""); !slices.Equal(got, []string{"", "config", "index a"}) {
+		t.Errorf("Keys = %q", got)
+	}
+	n := 0
+	c.Keys("", func(string) bool { n++; return false })
+	if n != 1 {
+		t.Errorf("Keys went on after false: %d", n)
 	}
 }
 

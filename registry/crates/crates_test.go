@@ -407,10 +407,18 @@ func TestSearch(t *testing.T) {
 		"se/rd/serde_json": indexLine("serde_json", "1.0.0", "a") + indexLine("serde_json", "1.0.1", "b"),
 		"3/f/foo":          indexLine("foo", "1.10.0", "a") + indexLine("foo", "1.9.0", "b") + strings.Replace(indexLine("foo", "2.0.0", "c"), `"yanked":false`, `"yanked":true`, 1),
 	}}
-	s := newCrates(t, u, t.TempDir())
+	dir := t.TempDir()
+	s := newCrates(t, u, dir)
+	if _, total := s.Search("", 10); total != 0 {
+		t.Errorf("%d crates are held", total)
+	}
 	for _, n := range []registry.CrateName{"foo", "serde_json", "serde"} {
 		s.Index(t.Context(), n)
 	}
+	if _, total := s.Search("", 10); total != 3 {
+		t.Errorf("%d crates are held", total)
+	}
+	s = newCrates(t, nil, dir) // another process: nothing is in memory
 	ms, total := s.Search("Serde", 10)
 	if total != 2 || len(ms) != 2 || ms[0].Name != "serde" || ms[1].MaxVersion != "1.0.1" {
 		t.Errorf("Search = %v, %d", ms, total)

@@ -74,6 +74,9 @@ const (
 	aheadRecent  = time.Minute
 )
 
+// indexKey begins the keys of index files, in the cache and among flights.
+const indexKey = "index "
+
 // ErrNoVersion says that a crate exists and has no such version. It matches
 // [upstream.ErrNotFound].
 var ErrNoVersion = fmt.Errorf("%w: no such version", upstream.ErrNotFound)
@@ -140,6 +143,7 @@ type Crates struct {
 	of      string // the same of Config.For
 	log     *slog.Logger
 	memory  *memory
+	known   nameList
 	flights singleflight.Group
 	ahead   ahead
 }
@@ -312,7 +316,7 @@ func (s *Crates) unsigned(ctx context.Context, name registry.CrateName) (*File, 
 	if f, ok := s.memory.get(name); ok && f.fresh(s.c.TTL) {
 		return f, nil
 	}
-	return shared(ctx, s, "index "+string(name), func(ctx context.Context) (*File, error) { return s.renew(ctx, name) })
+	return shared(ctx, s, indexKey+string(name), func(ctx context.Context) (*File, error) { return s.renew(ctx, name) })
 }
 
 // held returns the file that we have, fresh or not.
@@ -320,13 +324,13 @@ func (s *Crates) held(name registry.CrateName) (*File, error) {
 	if f, ok := s.memory.get(name); ok {
 		return f, nil
 	}
-	b, err := s.c.Cache.Get(s.key("index " + string(name)))
+	b, err := s.c.Cache.Get(s.key(indexKey + string(name)))
 	if err != nil {
 		return nil, err
 	}
 	f, err := decodeFile(name, b)
 	if err != nil {
-		s.c.Cache.Remove(s.key("index " + string(name)))
+		s.c.Cache.Remove(s.key(indexKey + string(name)))
 		return nil, err
 	}
 	s.memory.put(name, f)
@@ -378,7 +382,7 @@ func (s *Crates) renew(ctx context.Context, name registry.CrateName) (*File, err
 	case errors.Is(err, upstream.ErrNotFound) && errors.Is(err, errAnswered):
 		// The upstream has spoken: the crate was removed.
 		s.memory.remove(name)
-		s.c.Cache.Remove(s.key("index " + string(name)))
+		s.c.Cache.Remove(s.key(indexKey + string(name)))
 		return nil, err
 	case old != nil:
 		s.log.Warn("upstream failed, serving the index file at hand", "crate", name, "age", time.Since(old.checked).Round(time.Second), "err", err)
@@ -436,7 +440,8 @@ func (s *Crates) ask(ctx context.Context, name registry.CrateName, old *File) (*
 
 func (s *Crates) keep(name registry.CrateName, f *File) {
 	s.memory.put(name, f)
-	if err := s.c.Cache.Put(s.key("index "+string(name)), f.encode()); err != nil {
+	s.known.add(name)
+	if err := s.c.Cache.Put(s.key(indexKey+string(name)), f.encode()); err != nil {
 		s.log.Debug("index file not kept on disk", "crate", name, "err", err)
 	}
 }

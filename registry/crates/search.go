@@ -3,8 +3,10 @@ package crates
 import (
 	"bytes"
 	"compress/gzip"
+	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/pkgswarm/pkgswarm/registry"
 	"golang.org/x/mod/semver"
@@ -47,12 +49,54 @@ type Match struct {
 	MaxVersion string
 }
 
-// Search returns crates held in memory whose names contain q, best matches
-// first, at most limit of them, and how many there are.
+const maxNames = 1 << 20 // names that a search knows of
+
+// A nameList has the names of all crates of which an index file is held.
+type nameList struct {
+	once sync.Once
+
+	mu    sync.Mutex
+	names map[registry.CrateName]bool // nil until somebody searches
+}
+
+// add notes a name, once somebody has searched.
+func (l *nameList) add(name registry.CrateName) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.names != nil && len(l.names) < maxNames {
+		l.names[name] = true
+	}
+}
+
+// names returns the names of crates of which an index file is in memory or on disk.
+// The first call looks through the disk.
+func (s *Crates) names() []registry.CrateName {
+	l := &s.known
+	l.once.Do(func() {
+		l.mu.Lock()
+		l.names = make(map[registry.CrateName]bool)
+		l.mu.Unlock()
+		s.c.Cache.Keys(indexKey, func(key string) bool {
+			if name, ok := strings.CutSuffix(strings.TrimPrefix(key, indexKey), s.key("")); ok {
+				l.add(registry.CrateName(name))
+			}
+			return true
+		})
+		for _, name := range s.memory.names() {
+			l.add(name)
+		}
+	})
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Collect(maps.Keys(l.names))
+}
+
+// Search returns crates that are held and whose names contain q, best matches first,
+// at most limit of them, and how many there are.
 func (s *Crates) Search(q string, limit int) ([]Match, int) {
 	q = strings.ToLower(strings.TrimSpace(q))
 	var found []registry.CrateName
-	for _, name := range s.memory.names() {
+	for _, name := range s.names() {
 		if strings.Contains(string(name), q) {
 			found = append(found, name)
 		}
@@ -69,11 +113,16 @@ func (s *Crates) Search(q string, limit int) ([]Match, int) {
 	var ms []Match
 	for _, name := range found[:min(limit, len(found))] {
 		f, ok := s.memory.peek(name)
-		if !ok || len(f.Lines) == 0 {
-			continue
+		if !ok {
+			var err error
+			if f, err = s.held(name); err != nil {
+				continue // gone since
+			}
 		}
-		l := slices.MaxFunc(f.Lines, preferred)
-		ms = append(ms, Match{Name: l.Name, MaxVersion: l.Vers})
+		if f, err := s.allowed(name, f); err == nil && len(f.Lines) > 0 {
+			l := slices.MaxFunc(f.Lines, preferred)
+			ms = append(ms, Match{Name: l.Name, MaxVersion: l.Vers})
+		}
 	}
 	return ms, len(found)
 }
