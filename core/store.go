@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -161,6 +163,16 @@ func OpenStore(dir string, o Options) (*Store, error) {
 func lockStore(fsys vfs.FS, dir string) (io.Closer, error) {
 	pidFile := fsys.PathJoin(dir, "process")
 	lock, err := fsys.Lock(fsys.PathJoin(dir, "lock"))
+	if pathErr, ok := errors.AsType[*fs.PathError](err); ok && errors.Is(err, syscall.EISDIR) {
+		// Whatever has put a directory there, it holds no lock.
+		if err := fsys.Remove(pathErr.Path); err != nil {
+			return nil, fmt.Errorf("open store: %w", err)
+		}
+		lock, err = fsys.Lock(pathErr.Path)
+	}
+	if _, ok := errors.AsType[*fs.PathError](err); ok { // it cannot be opened
+		return nil, fmt.Errorf("open store: %w", err)
+	}
 	if err != nil {
 		e := &InUseError{Dir: dir}
 		if f, err := fsys.Open(pidFile); err == nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -100,6 +101,25 @@ func TestInUse(t *testing.T) {
 		t.Fatalf("open after close: %v", err)
 	}
 	s.Close()
+}
+
+// TestLockReplaced puts a directory where the lock was. Found by TestDamagedAnywhere,
+// seed 1799739362835566194. REL-4
+func TestLockReplaced(t *testing.T) {
+	dir := t.TempDir()
+	for range 2 {
+		s, err := core.OpenStore(dir, core.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		lock := filepath.Join(dir, "lock")
+		if err := errors.Join(os.Remove(lock), os.Mkdir(lock, 0o700)); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // A fullFS has as much space left as it says.
