@@ -64,6 +64,11 @@ func (s *goSide) source(t *testing.T, modules ...GoModule) *GoModules {
 	return &GoModules{URL: s.URL, Proxy: s.proxy, Sums: s.sums, Modules: sorted}
 }
 
+// A shortList is a proxy that has lost most of its versions.
+type shortList struct{ ModuleProxy }
+
+func (shortList) List(context.Context, string) ([]byte, error) { return []byte("v1.0.0\n"), nil }
+
 func goModule(path string) pkglog.Header { return pkglog.Header{Ecosystem: pkglog.Go, Package: path} }
 
 func files(path string) map[string]string {
@@ -101,6 +106,14 @@ func TestImportModules(t *testing.T) {
 	up.Add(t, path, "v1.11.0", files(path))
 	if sum := n.run(t, src); sum.Events != 1 {
 		t.Errorf("run with a new version: %+v", sum)
+	}
+	// A list that has become shorter removes nothing: proxies leave versions out
+	// for reasons of their own, and what the checksum database has stays true.
+	shorter := up.source(t, GoModule{Path: path, List: true})
+	shorter.Proxy = shortList{shorter.Proxy}
+	before = n.head()
+	if sum := n.run(t, shorter); sum.Events != 0 || n.head() != before || len(n.fold(t, goModule(path)).Versions()) != 5 {
+		t.Errorf("run with a shorter list: %+v", sum)
 	}
 }
 

@@ -45,6 +45,11 @@ type GoModule struct {
 // GoModules imports modules from a GOPROXY or anything of that shape. Each
 // version is proven by the checksum database before it is signed; .info, which
 // no database covers, is taken from the proxy on its word.
+//
+// What a proxy does not list any more is not removed. Modules are withdrawn by
+// retractions in a go.mod, which lists know nothing of, and builds go on to need
+// what was withdrawn; a list leaves versions out when its proxy has lost them or
+// never had them. Nodes refuse single versions by their policy.
 type GoModules struct {
 	URL     string // names the source
 	Proxy   ModuleProxy

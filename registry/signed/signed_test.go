@@ -315,6 +315,61 @@ func TestFollow(t *testing.T) {
 	}
 }
 
+// A countedPeers counts cores that are opened and blocks that are asked for.
+type countedPeers struct {
+	*stores
+	opened, asked int
+}
+
+func (p *countedPeers) Replica(key core.Key) (Replica, error) {
+	p.opened++
+	r, err := p.stores.Replica(key)
+	return &countedReplica{r, p}, err
+}
+
+type countedReplica struct {
+	Replica
+	p *countedPeers
+}
+
+func (r *countedReplica) Get(ctx context.Context, i uint64) ([]byte, error) {
+	r.p.asked++
+	return r.Replica.Get(ctx, i)
+}
+
+func (r *countedReplica) Download(ctx context.Context, lo, hi uint64) error {
+	r.p.asked += int(hi - lo)
+	return r.Replica.Download(ctx, lo, hi)
+}
+
+// TestAbsentNames: nothing is asked of peers for names that the catalog does not
+// have, whatever they are: it is here as a whole. SEC-61
+func TestAbsentNames(t *testing.T) {
+	o := newOperator(t, 1)
+	for i := range 50 {
+		name := fmt.Sprintf("crate-%02d", i)
+		o.publish(name, line(name, "1.0.0", "a"))
+	}
+	c := newClient(t, t.TempDir(), 0, []core.Key{o.w.Key()}, o.store)
+	p := &countedPeers{stores: c.peers}
+	c.c.Peers = p
+	c.turn()
+	if p.opened != 1 || p.asked < int(o.w.Length()) {
+		t.Fatalf("%d cores opened, %d blocks asked for, to get the catalog", p.opened, p.asked)
+	}
+	c.peers.set() // nobody answers any more
+	p.opened, p.asked = 0, 0
+	for _, name := range []string{"a", "crate-", "crate-25a", "crate-49a", "zzz"} {
+		c.wantErr(name, fs.ErrNotExist)
+		if c.Known(t.Context(), crate(name)) {
+			t.Errorf("%s is known", name)
+		}
+	}
+	if p.opened != 0 {
+		t.Errorf("%d cores were opened for absent names", p.opened)
+	}
+}
+
 // TestRollback: an older copy of a catalog is refused, also after a restart with
 // an empty store. SEC-6, SEC-10
 func TestRollback(t *testing.T) {
