@@ -51,7 +51,7 @@ func (f *importFlags) add(cmd *cobra.Command) {
 	fl.StringSliceVar(&f.peers, "peer", nil, "connect to the peer at `ADDR` while watching; may be repeated")
 	fl.BoolVar(&f.lan, "lan", false, "announce the registry on the local network while watching")
 	f.rates.add(fl)
-	fl.StringArrayVar(&f.cosigners, "cosigner", nil, "seed `FILE` of a further signer of the catalog; may be repeated")
+	fl.StringArrayVar(&f.cosigners, "cosigner", nil, "seed `FILE` of a further signer of the catalog, on this machine; may be repeated. Signers on several machines are operators of their own, of whom clients believe what agree=N say")
 	fl.IntVar(&f.quorum, "quorum", 0, "how many of the signers must sign (default: the majority)")
 }
 

@@ -37,6 +37,13 @@
 // its core's default manifest; a catalog of several operators has each one's
 // catalog key pair as a signer, and logs derived from the first one's seed.
 //
+// The importing process signs with as many seeds as the quorum asks for: they are
+// on its machine while it runs, from different disks or tokens perhaps, so that
+// one lost or copied seed is worth nothing. It signs every few minutes, and what
+// it signs is only worth the look that a signer has taken at the upstream. So
+// signers on machines of their own are operators with catalogs of their own, and
+// a client has agree=N of them confirm each digest (package signed).
+//
 // # Succession
 //
 // A catalog is replaced in one step: the old one gets a successor entry, which
@@ -54,6 +61,7 @@
 // directory, which no cache restore replaces, and refuses what does not extend
 // it. Fork counters above zero, heads that are absurdly long or from the
 // future, and logs that differ from what the head names are refused, too. Two
-// signed heads of which neither extends the other are kept as [Evidence] that
-// convinces anybody, and end the use of that catalog.
+// signed heads of which neither extends the other are kept as [core.Evidence] that
+// convinces anybody, and end the use of that catalog; a head that is only older
+// is kept as well, until it was compared with the longer history.
 package catalog
