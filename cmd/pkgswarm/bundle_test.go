@@ -35,7 +35,8 @@ func stored(t *testing.T, dir string) []string {
 	return names
 }
 
-// SEC-1, SEC-4: in a bundle of which one file is altered, nothing that the checksum database or an index line proves is taken with other bytes.
+// SEC-1, SEC-4: in a bundle of which one file is altered, nothing that the checksum
+// database or an index line proves is taken with other bytes.
 func TestHostileBundle(t *testing.T) {
 	vars, _, _ := startUpstreams(t)
 	for _, v := range vars {
