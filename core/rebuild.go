@@ -208,20 +208,26 @@ func (s *Store) nextAside() (string, error) {
 		return "", err
 	}
 	const prefix = "damaged-"
-	last := 0
+	var numbers []int
 	for _, n := range names {
-		if i, err := strconv.Atoi(strings.TrimPrefix(n, prefix)); err == nil && strings.HasPrefix(n, prefix) {
-			last = max(last, i)
-		}
-	}
-	for _, n := range names {
-		if i, err := strconv.Atoi(strings.TrimPrefix(n, prefix)); err == nil && strings.HasPrefix(n, prefix) && i <= last+1-keptAside {
-			if err := s.fs.RemoveAll(s.fs.PathJoin(s.dir, n)); err != nil {
-				return "", err
+		if text, ok := strings.CutPrefix(n, prefix); ok {
+			if i, err := strconv.Atoi(text); err == nil {
+				numbers = append(numbers, i)
 			}
 		}
 	}
-	return prefix + strconv.Itoa(last+1), nil
+	slices.Sort(numbers)
+	next := 1
+	if len(numbers) > 0 {
+		next = numbers[len(numbers)-1] + 1
+	}
+	for len(numbers) >= keptAside {
+		if err := s.fs.RemoveAll(s.fs.PathJoin(s.dir, prefix+strconv.Itoa(numbers[0]))); err != nil {
+			return "", err
+		}
+		numbers = numbers[1:]
+	}
+	return prefix + strconv.Itoa(next), nil
 }
 
 // A salvage is what can be read of a damaged database: the newest values of keys
@@ -237,7 +243,7 @@ type salvaged struct {
 }
 
 func (v *salvage) add(seq uint64, kind pebble.InternalKeyKind, key, value []byte) {
-	if len(key) == 0 || !strings.ContainsRune(string([]byte{prefixRecord, prefixAlias, prefixPrimary, prefixUser}), rune(key[0])) {
+	if len(key) == 0 || !slices.Contains([]byte{prefixRecord, prefixPrimary, prefixUser}, key[0]) {
 		return
 	}
 	if old, ok := v.values[string(key)]; ok && old.seq > seq {

@@ -577,3 +577,30 @@ func spoilTarget(t *testing.T, dir, pattern string) {
 		t.Fatal(err)
 	}
 }
+
+// TestKeptAside damages the database again and again: what is set aside does not
+// fill the disk. REL-2
+func TestKeptAside(t *testing.T) {
+	disk := vfs.NewMem()
+	for range 5 {
+		s := openStore(t, disk)
+		c, err := s.Named("log")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		spoilMem(t, disk, "store/db", "MANIFEST")
+	}
+	names, err := disk.List("store")
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(names)
+	aside := slices.DeleteFunc(names, func(n string) bool { return !strings.HasPrefix(n, "damaged-") })
+	if !slices.Equal(aside, []string{"damaged-3", "damaged-4"}) {
+		t.Errorf("%q are kept, want the last two", aside)
+	}
+}
