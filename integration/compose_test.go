@@ -190,9 +190,9 @@ func TestCompose(t *testing.T) {
 	operator := s.container("operator")
 	s.reach(operator)
 	said := s.background(operator)
-	for end := time.Now().Add(time.Minute); !strings.Contains(said.String(), "seeding registry"); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !strings.Contains(said.String(), "blocks signed"); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("the operator does not seed:\n%s", said)
+			t.Fatalf("the operator has not signed:\n%s", said)
 		}
 	}
 	key, err := s.run("seed", "key", "show") // as the comment in the file says
@@ -203,8 +203,12 @@ func TestCompose(t *testing.T) {
 	for _, name := range []string{"seeder-1", "seeder-2", "client-1", "client-2"} {
 		s.background(s.container(name))
 	}
+	names := crateNames(read(t, "testdata/sample/Cargo.lock"))
+	slices.Sort(names)
+	crates := len(slices.Compact(names)) // a lock file may have two versions
 	for _, name := range []string{"seeder-1", "client-1", "client-2"} {
 		s.up[name].awaitHealthy(nil)
+		awaitCatalog(t, crates, func() (string, error) { return s.run(name, "status") })
 	}
 	s.complete(s.container("fill"))
 	operator.Stop()

@@ -44,6 +44,8 @@ func TestTerminals(t *testing.T) {
 	c.run("cargo", "build", "--locked")
 	serve.await(summaryEnd)
 	c.see(g, "status", "pkgswarm status", 0)
+	c.run("go", "build", "./...")
+	c.see(g, "why", "pkgswarm why github.com/google/uuid@v1.6.0", 0)
 	c.see(g, "doctor", "pkgswarm doctor", 0)
 	c.see(g, "in-use", "pkgswarm serve --listen 127.0.0.1:7079", 11)
 	c.see(g, "port-taken", "pkgswarm serve --data d --state s", 11)
@@ -51,6 +53,8 @@ func TestTerminals(t *testing.T) {
 	serve.close(0)
 	g.check("serve", serve.text())
 
+	c.see(g, "bundle-export", "pkgswarm bundle export --out b Cargo.lock go.sum", 0)
+	c.see(g, "verify", "pkgswarm verify", 0)
 	c.see(g, "key-new", "pkgswarm key new", 0)
 	c.see(g, "import", "pkgswarm import cargo Cargo.lock --artifacts", 0)
 	c.see(g, "import-again", "pkgswarm import cargo Cargo.lock --artifacts", 0)
@@ -76,7 +80,8 @@ type golden struct {
 
 var (
 	bar      = regexp.MustCompile(`\|[█ ░▒]+\|`)
-	clock    = regexp.MustCompile(`\d{4}-\d\d-\d\dT[0-9:.]+Z`)
+	clock    = regexp.MustCompile(`\d{4}-\d\d-\d\d[T ][0-9:.]+(Z| UTC)`)
+	hash     = regexp.MustCompile(`\b[0-9a-f]{32,}|[A-Za-z0-9+/]{43}=`)
 	cargoLog = regexp.MustCompile(`(?m)^ *(Downloaded|Compiling|Downloading|Updating|Finished|Locking|Blocking) .*\n`)
 	rates    = regexp.MustCompile(`(<n>/<n>)(, [^)]*)?\)( \[[^]]*\])?`) // that a bar has when it is slow enough
 )
@@ -114,6 +119,7 @@ func (g golden) normal(text string) string {
 	text = strings.ReplaceAll(text, g.reg.cargo.Index(), "<cargo registry>")
 	text = strings.ReplaceAll(text, strings.TrimPrefix(g.reg.cargo.Index(), "sparse+"), "<cargo registry>")
 	text = strings.ReplaceAll(text, g.reg.mods.URL, "<go proxy>")
+	text = hash.ReplaceAllString(text, "<hash>")
 	text = clock.ReplaceAllString(text, "<time>")
 	text = cargoLog.ReplaceAllString(text, "")
 	text = bar.ReplaceAllString(text, "|<bar>|")

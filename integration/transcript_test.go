@@ -222,8 +222,9 @@ func TestTranscripts(t *testing.T) {
 		t.Skip("installs the program and builds with it")
 	}
 	testenv.Need(t, "git")
+	testenv.Need(t, "openssl")
 	all := readTranscripts(t)
-	count := map[string]int{"Install": 1, "A developer's machine": 3, "A CI fleet": 2, "Private packages": 2, "A registry operator": 2, "Hypercore in Go": 2}
+	count := map[string]int{"Install": 1, "A developer's machine": 3, "A CI fleet": 2, "Other machines": 1, "A place without a network": 2, "Private packages": 2, "A registry operator": 2, "Hypercore in Go": 2}
 	for section, trs := range all {
 		if len(trs) != count[section] {
 			t.Errorf("README has %d transcripts in %q, this test follows %d", len(trs), section, count[section])
@@ -273,6 +274,24 @@ func TestTranscripts(t *testing.T) {
 		wantNone(t, "crates of a job", reg.cargo.Downloads())
 		r.end()
 	})
+	t.Run("Others", func(t *testing.T) {
+		r, mirror := &reader{t: t}, other("mirror")
+		mirror.run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+			"-subj", "/CN=mirror", "-addext", "subjectAltName=DNS:mirror,DNS:localhost", "-keyout", "key.pem", "-out", "cert.pem")
+		mirror.run("sh", "-c", "umask 077; echo 0123456789abcdef > token")
+		r.follow(mirror, all["Other machines"][0])
+		r.end()
+	})
+	t.Run("Bundle", func(t *testing.T) {
+		trs, r := all["A place without a network"], &reader{t: t}
+		r.follow(laptop, trs[0])
+		bundle := filepath.Join(t.TempDir(), "bundle")
+		laptop.copyOut("build.bundle", bundle)
+		island := other("island")
+		island.copyIn(bundle, "build.bundle")
+		r.follow(island, trs[1])
+		island.run("pkgswarm", "run", "--offline", "--", "go", "build", "./...")
+	})
 	t.Run("Private", func(t *testing.T) {
 		r := &reader{t: t}
 		for _, tr := range all["Private packages"] {
@@ -286,6 +305,7 @@ func TestTranscripts(t *testing.T) {
 		operator.run("cargo", "--config", `source.crates-io.replace-with="m"`, "--config", fmt.Sprintf("registries.m.index=%q", reg.cargo.Index()), "fetch")
 		r.follow(operator, trs[0])
 		r.follow(client, trs[1])
+		awaitCatalog(t, 6, func() (string, error) { return client.try("pkgswarm", "status") })
 		client.run("pkgswarm", "setup")
 		client.run("cargo", "build", "--locked")
 		client.run("go", "build", "./...")
@@ -298,6 +318,21 @@ func TestTranscripts(t *testing.T) {
 		r.follow(c, trs[1])
 		r.end()
 	})
+}
+
+// awaitCatalog waits until a node's status says that its catalog has so many crates:
+// one that has no upstream to ask can answer nothing before.
+func awaitCatalog(t *testing.T, crates int, status func() (string, error)) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		out, err := status()
+		if err == nil && strings.Contains(out, fmt.Sprintf(": %d crates,", crates)) {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("no catalog: %v\n%s", err, out)
+		}
+	}
 }
 
 // farAway makes crates come late, as from a registry at the other end of the world:

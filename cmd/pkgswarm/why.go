@@ -164,7 +164,7 @@ func (r *report) file(f *node.WhyFile) {
 	if f.Key != "" {
 		r.line("core", "%s", f.Key)
 	}
-	r.line("verified", "%s: the bytes on disk are those that were proven", stamp(f.Checked))
+	r.line("verified", "%s: the bytes on disk are those proven", stamp(f.Checked))
 }
 
 // source says where a file came from.
