@@ -165,11 +165,9 @@ func madeUp(t testing.TB, n, size int) (*cargoupstream.Server, map[string][]byte
 	return up, crates
 }
 
-// wantTidy checks that the files on disk are those recorded.
-func wantTidy(t *testing.T, dir string, st node.Status) {
-	t.Helper()
-	var files, bytes int64
-	err := filepath.WalkDir(filepath.Join(dir, "data", "artifacts"), func(name string, d fs.DirEntry, err error) error {
+// onDisk counts the files of the artifact store.
+func onDisk(dir string) (files, bytes int64, err error) {
+	err = filepath.WalkDir(filepath.Join(dir, "data", "artifacts"), func(name string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || d.Name() == "format" {
 			return err
 		}
@@ -181,7 +179,13 @@ func wantTidy(t *testing.T, dir string, st node.Status) {
 		bytes += fi.Size()
 		return nil
 	})
-	if err != nil || files != st.Store.Files || bytes != st.Store.Bytes {
+	return files, bytes, err
+}
+
+// wantTidy checks that the files on disk are those recorded.
+func wantTidy(t *testing.T, dir string, st node.Status) {
+	t.Helper()
+	if files, bytes, err := onDisk(dir); err != nil || files != st.Store.Files || bytes != st.Store.Bytes {
 		t.Errorf("%d files of %d bytes on disk, %d of %d recorded, %v", files, bytes, st.Store.Files, st.Store.Bytes, err)
 	}
 }
