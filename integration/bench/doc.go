@@ -11,7 +11,9 @@
 // other side's was in the same run, what follows, and the goal for that. Sides take
 // turns, five times at least (-benchtime 10x: ten times that), and the ratio is
 // the middle one of the rounds', so that a machine that is busy with other things
-// slows both down. "CPU" is the time of all threads of all processes that take part.
+// slows both down. "CPU s" is the time of all threads of all processes that take
+// part, the client among them; it says more than the clock where others use the
+// machine.
 //
 //	benchmark    goal  what is measured
 //	Warm         P1    requests a second for small answers that are held: .info, .mod, an index file

@@ -25,10 +25,10 @@ const (
 )
 
 // load sends equal GET requests over keep-alive connections for a [window] and
-// returns requests a second. A worker first sends on all its connections and
+// returns the number of answers and the seconds that took. A worker first sends on all its connections and
 // then reads from all, so that most reads find their answer there: the client
 // needs the machine's two cores as little as may be.
-func load(b *testing.B, addr, path string) float64 {
+func load(b *testing.B, addr, path string) (n, seconds float64) {
 	b.Helper()
 	request := fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\n\r\n", path, addr)
 	var answers atomic.Int64
@@ -44,7 +44,7 @@ func load(b *testing.B, addr, path string) float64 {
 		})
 	}
 	wg.Wait()
-	return float64(answers.Load()) / time.Since(start).Seconds()
+	return float64(answers.Load()), time.Since(start).Seconds()
 }
 
 // loadOne is a worker until the time is up, and returns how many answers it read.
@@ -114,19 +114,20 @@ func serve(b testing.TB, h http.Handler) string {
 }
 
 // nginx serves the files below dir with nginx until the benchmark ends, and
-// returns its address, or "" if nginx is not installed.
-func nginx(b testing.TB, dir string) string {
+// returns its address, or "" if nginx is not installed, and the CPU time that it
+// has used so far, in seconds.
+func nginx(b testing.TB, dir string) (addr string, cpu func() float64) {
 	b.Helper()
 	bin, err := exec.LookPath("nginx")
 	if err != nil {
 		b.Log("SKIPPED, NOT MEASURED: nginx is not installed")
-		return ""
+		return "", nil
 	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0") // nginx cannot choose a port itself
 	if err != nil {
 		b.Fatal(err)
 	}
-	addr := ln.Addr().String()
+	addr = ln.Addr().String()
 	ln.Close()
 	work := b.TempDir()
 	conf := filepath.Join(work, "nginx.conf")
@@ -150,10 +151,26 @@ server { listen %[2]s; root %[3]s; } }
 	for range 200 {
 		if conn, err := net.Dial("tcp", addr); err == nil {
 			conn.Close()
-			return addr
+			return addr, func() float64 { return childrenCPU(cmd.Process.Pid) }
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
 	b.Fatal("nginx does not answer")
-	return ""
+	return "", nil
+}
+
+// childrenCPU returns the CPU time that the children of a process have used, in
+// seconds; see proc_pid_stat(5).
+func childrenCPU(pid int) (seconds float64) {
+	children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", pid))
+	for _, child := range bytes.Fields(children) {
+		stat, _ := os.ReadFile(fmt.Sprintf("/proc/%s/stat", child))
+		_, rest, _ := bytes.Cut(stat, []byte(") ")) // begins with the third field
+		if f := bytes.Fields(rest); len(f) > 12 {
+			user, _ := strconv.Atoi(string(f[11]))
+			system, _ := strconv.Atoi(string(f[12]))
+			seconds += float64(user+system) / 100 // clock ticks, 100 a second on Linux
+		}
+	}
+	return seconds
 }

@@ -31,7 +31,7 @@ func BenchmarkWarm(b *testing.B) {
 	dir := b.TempDir()
 	os.Chmod(dir, 0o755)
 	files := serve(b, http.FileServer(http.Dir(dir)))
-	ngx := nginx(b, dir)
+	ngx, nginxCPU := nginx(b, dir)
 	const mod = "/go/example.com/a/"
 	for _, f := range []struct {
 		goal, what, path string
@@ -49,22 +49,36 @@ func BenchmarkWarm(b *testing.B) {
 	} {
 		b.Run(f.what, func(b *testing.B) {
 			keep(b, n.URL()+f.path, filepath.Join(dir, filepath.FromSlash(f.path)))
-			unit, scale := "req/s", 1.0
+			unit, scale := "req", 1.0
 			if f.bytes > 0 {
-				unit, scale = "MB/s", f.bytes/1e6
+				unit, scale = "MB", f.bytes/1e6
 			}
-			sides := []side{
-				{"node", func() float64 { return scale * load(b, n.Addr().String(), f.path) }},
-				{"FileServer", func() float64 { return scale * load(b, files, f.path) }},
+			perCPU := map[string][]float64{}
+			party := func(name, addr, path string, others func() float64) side {
+				return side{name, func() float64 {
+					before := ownCPU() + others()
+					answers, seconds := load(b, addr, path)
+					perCPU[name] = append(perCPU[name], scale*answers/(ownCPU()+others()-before))
+					return scale * answers / seconds
+				}}
 			}
+			none := func() float64 { return 0 }
+			sides := []side{party("node", n.Addr().String(), f.path, none), party("FileServer", files, f.path, none)}
 			if ngx != "" {
-				sides = append(sides, side{"nginx", func() float64 { return scale * load(b, ngx, f.path) }})
+				sides = append(sides, party("nginx", ngx, f.path, nginxCPU))
 			}
-			got := turns(b, sides...)
-			for against, want := range map[string]float64{"nginx": f.nginx, "FileServer": f.server} {
-				if theirs := got[against]; theirs != nil && want > 0 {
-					add(figure{f.goal, f.what, unit, median(got["node"]), median(theirs), against, ratio(got["node"], theirs), "%.2fx", want, true})
+			perSecond := turns(b, sides...)
+			compare := func(unit string, figures map[string][]float64, against string, want float64) {
+				if theirs := figures[against]; theirs != nil && want > 0 {
+					add(figure{f.goal, f.what, unit, median(figures["node"]), median(theirs), against, ratio(figures["node"], theirs), "%.2fx", want, true})
 				}
+			}
+			for _, against := range []struct {
+				name string
+				want float64
+			}{{"nginx", f.nginx}, {"FileServer", f.server}} {
+				compare(unit+"/s", perSecond, against.name, against.want)
+				compare(unit+"/CPU s", perCPU, against.name, against.want)
 			}
 		})
 	}
