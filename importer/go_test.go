@@ -107,12 +107,26 @@ func TestImportModules(t *testing.T) {
 	if sum := n.run(t, src); sum.Events != 1 {
 		t.Errorf("run with a new version: %+v", sum)
 	}
+	// Versions that are named and signed are not looked at again, those named in
+	// addition are.
+	named := up.source(t, GoModule{Path: path, Versions: []string{"v1.0.0"}})
+	if sum := n.run(t, named); sum.Versions != 1 || sum.Events != 0 {
+		t.Errorf("run with a named version: %+v", sum)
+	}
+	if sum := n.run(t, named); sum.Versions != 0 || sum.Unchanged != 1 {
+		t.Errorf("once more: %+v", sum)
+	}
+	up.Add(t, path, "v1.12.0", files(path))
+	named.Modules[0].Versions = append(named.Modules[0].Versions, "v1.12.0")
+	if sum := n.run(t, named); sum.Versions != 2 || sum.Events != 1 {
+		t.Errorf("with another named version: %+v", sum)
+	}
 	// A list that has become shorter removes nothing: proxies leave versions out
 	// for reasons of their own, and what the checksum database has stays true.
 	shorter := up.source(t, GoModule{Path: path, List: true})
 	shorter.Proxy = shortList{shorter.Proxy}
 	before = n.head()
-	if sum := n.run(t, shorter); sum.Events != 0 || n.head() != before || len(n.fold(t, goModule(path)).Versions()) != 5 {
+	if sum := n.run(t, shorter); sum.Events != 0 || n.head() != before || len(n.fold(t, goModule(path)).Versions()) != 6 {
 		t.Errorf("run with a shorter list: %+v", sum)
 	}
 }

@@ -3,7 +3,9 @@ package importer
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -128,7 +130,16 @@ type goPackage struct {
 }
 
 func (p *goPackage) Name() string { return p.m.Path }
-func (p *goPackage) Stamp() Stamp { return "" }
+
+// Stamp names the versions wanted, which never change once they are signed. What
+// a list says now is not known before it was asked for.
+func (p *goPackage) Stamp() Stamp {
+	if p.m.List {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(strings.Join(p.m.Versions, "\n")))
+	return Stamp("versions " + hex.EncodeToString(sum[:8]))
+}
 
 // versionsAtOnce is how many versions of one module are fetched at a time.
 const versionsAtOnce = 8
@@ -167,6 +178,7 @@ func (p *goPackage) Update(ctx context.Context, s *pkglog.State, _ Stamp) (*Upda
 		up.Bytes += int64(len(got[i].Info) + len(got[i].Mod))
 		up.Events = append(up.Events, pkglog.Event{Kind: pkglog.Published, Module: got[i]})
 	}
+	up.Stamp = p.Stamp()
 	return up, nil
 }
 
