@@ -125,7 +125,6 @@ func TestFewDescriptors(t *testing.T) {
 
 // A crowdOf is many peers that connect and do nothing.
 type crowdOf struct {
-	mu   sync.Mutex
 	mux  []*protomux.Mux
 	runs sync.WaitGroup
 	raw  []net.Conn
