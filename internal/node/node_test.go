@@ -695,6 +695,48 @@ func TestDamagedState(t *testing.T) {
 	start(t, conf)
 }
 
+// TestAfterCrash: a start after a panic in the database makes it anew from the files,
+// one after any other panic does not, and both keep the report. REL-5
+func TestAfterCrash(t *testing.T) {
+	u := newRegistry(t, 1000, 70_000)
+	conf := config(t, u, t.TempDir())
+	n := start(t, conf)
+	n.fetchAll(t, u)
+	n.stop(t)
+	asides := 0
+	for _, c := range []struct {
+		report string
+		aside  int
+	}{
+		{"", 0},
+		{"panic: our own\n\ngoroutine 1 [running]:\nmain.main()\n", 0},
+		{"panic: pebble: invariant violation\n\ngoroutine 7 [running]:\ngithub.com/cockroachdb/pebble/v2/internal/compact.(*Iter).Next(0x1)\n", 1},
+	} {
+		name := crashFile(conf.Data)
+		if err := os.WriteFile(name, []byte(c.report), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		os.Remove(name + ".last")
+		n := start(t, conf)
+		found, _ := filepath.Glob(filepath.Join(conf.Data, "store", "*.damaged-*"))
+		if asides += c.aside; len(found) != asides {
+			t.Errorf("%.30q: set aside %v, want %d", c.report, found, asides)
+		}
+		if b, _ := os.ReadFile(name + ".last"); string(b) != c.report {
+			t.Errorf("%.30q: the report is %q", c.report, b)
+		}
+		before := u.downloads()
+		for n.artifacts.Stats().Files < 2 {
+			time.Sleep(time.Millisecond)
+		}
+		n.fetchAll(t, u)
+		if got := u.downloads() - before; got != 0 {
+			t.Errorf("%.30q: %d downloads", c.report, got)
+		}
+		n.stop(t)
+	}
+}
+
 // TestDashboard: the page and its files come with a policy that forbids inline
 // script, and the page has none. SEC-51
 func TestDashboard(t *testing.T) {

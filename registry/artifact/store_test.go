@@ -660,6 +660,58 @@ func TestNewerFormatRefused(t *testing.T) { // REL-13
 	}
 }
 
+// TestDamagedFormat: only a whole line of a later version is one. REL-4
+func TestDamagedFormat(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, Options{})
+	mustPut(t, s, []byte("kept"))
+	s.Close()
+	name := filepath.Join(dir, "artifacts", formatFile)
+	for what, damage := range map[string]func() error{
+		"grown":     func() error { return os.WriteFile(name, []byte(formatLine+"\x00\x00"), 0o600) },
+		"cut":       func() error { return os.WriteFile(name, []byte("pkgswarm art"), 0o600) },
+		"bit":       func() error { return os.WriteFile(name, []byte("pkgswarm artifacts \x11\n"), 0o600) },
+		"missing":   func() error { return os.Remove(name) },
+		"symlink":   func() error { return errors.Join(os.Remove(name), os.Symlink("/etc/passwd", name)) },
+		"directory": func() error { return errors.Join(os.Remove(name), os.MkdirAll(filepath.Join(name, "x"), 0o700)) },
+	} {
+		if err := damage(); err != nil {
+			t.Fatal(err)
+		}
+		s, err := Open(filepath.Join(dir, "artifacts"), filepath.Join(dir, "store", "artifacts"), Options{})
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+			os.RemoveAll(name)
+			os.WriteFile(name, []byte(formatLine), 0o600)
+			continue
+		}
+		wantContent(t, s, []byte("kept"))
+		s.Close()
+	}
+}
+
+// TestCapMadeSmaller: what is over the cap at the start goes. REL-2
+func TestCapMadeSmaller(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, Options{})
+	for i := range 10 {
+		mustPut(t, s, bytes.Repeat([]byte{byte(i)}, 1000))
+	}
+	s.Close()
+	s = open(t, dir, Options{Cap: 3000})
+	defer s.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx, 0) }()
+	for s.Stats().Bytes > 3000 {
+		runtime.Gosched()
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestStoreInUse(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, Options{})
