@@ -67,7 +67,7 @@ func parsePackage(arg string) (pkg lockfile.Package, ok bool, err error) {
 	case prefixed && (eco == lockfile.Cargo || eco == lockfile.Go):
 		name = rest
 	case prefixed:
-		return pkg, true, fmt.Errorf("%q: the ecosystems are cargo: and go:", arg)
+		return pkg, true, fmt.Errorf("%q: an ecosystem is cargo or go", arg)
 	case strings.ContainsAny(name, "./"):
 		eco = lockfile.Go
 	default:
