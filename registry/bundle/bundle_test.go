@@ -127,12 +127,9 @@ func TestCutAnywhere(t *testing.T) {
 // SEC-8, SEC-43: archives that are not as Write makes them are refused.
 func TestHostileArchives(t *testing.T) {
 	m, files := sample()
+	m.Format = Format
 	text, _, err := m.Encode()
 	if err != nil {
-		t.Fatal(err)
-	}
-	m.Format = Format
-	if text, _, err = m.Encode(); err != nil {
 		t.Fatal(err)
 	}
 	manifest := tar.Header{Name: manifestName, Typeflag: tar.TypeReg, Size: int64(len(text))}
