@@ -9,7 +9,6 @@ import (
 	"runtime/debug"
 	"time"
 
-	"github.com/dustin/go-humanize"
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -231,10 +230,10 @@ func (j *importJob) summary() {
 		return
 	}
 	s := j.sum
-	fmt.Fprintf(j.s.out, "%s: %d changed, %d unchanged; %s, %s, in %v\n%s signed, %s not signed\nregistry key %s\n",
-		count(int(s.Packages), "package", "packages"), s.Changed, s.Unchanged,
-		count(int(s.Versions), "version", "versions"), humanize.Bytes(uint64(s.Bytes)), s.Elapsed.Round(time.Millisecond),
-		count(int(s.Events), "block", "blocks"), count(j.problems, "entry", "entries"), key)
+	fmt.Fprintf(j.s.out, "%s, %s: %d changed, %s signed, %d not signed, %v\n",
+		count(int(s.Packages), "package", "packages"), count(int(s.Versions), "version", "versions"), s.Changed,
+		count(int(s.Events), "block", "blocks"), j.problems, s.Elapsed.Round(time.Millisecond))
+	fmt.Fprintf(j.s.err, "registry key %s\n", key)
 }
 
 // printable replaces what could move a terminal's cursor. SEC-52
