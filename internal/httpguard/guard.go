@@ -121,6 +121,9 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		case <-r.Context().Done():
 			panic(http.ErrAbortHandler)
 		}
+		sw := newStreamWriter(w)
+		defer sw.end()
+		w = sw
 	}
 	if g.Upgrades != nil && g.Upgrades.take(w, r) {
 		return
