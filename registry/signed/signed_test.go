@@ -496,15 +496,18 @@ func TestHistories(t *testing.T) {
 			slices.Reverse(ops)
 		}
 		dir := t.TempDir()
-		forked := false
-		for turn := range 2 + rng.IntN(3) {
+		forked, turns := false, 2+rng.IntN(3)
+		for turn := range turns {
 			// Restarted with its memory and an empty store, as after a lost cache.
 			c := newClient(t, dir, 0, []core.Key{a.w.Key()}, ops[turn%2].store)
 			c.turn()
 			forked = c.Status()[0].Forked
 		}
-		if want := x > 0 && y > 0; forked != want {
-			t.Errorf("seed %d: %d common, then %d and %d flushes: forked %v, want %v", seed, common, x, y, forked, want)
+		// A shorter head alone is an old one or a fork; which, shows when the longer
+		// history, that was lost with the store, is met again.
+		onlyOnce := turns == 2 && ops[0].core.Length() > ops[1].core.Length()
+		if want := x > 0 && y > 0 && !onlyOnce; forked != want {
+			t.Errorf("seed %d: %d common, then %d and %d flushes, %d turns: forked %v, want %v", seed, common, x, y, turns, forked, want)
 		}
 		if t.Failed() {
 			return
