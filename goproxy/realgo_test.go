@@ -171,16 +171,7 @@ func TestRealGoToolchain(t *testing.T) {
 		t.Skip("runs the go command; its toolchain is a shell script")
 	}
 	up := someModules(t)
-	platform := runtime.GOOS + "-" + runtime.GOARCH
-	version := "v0.0.1-go1.99.0." + platform
-	files := func(says string) map[string]string {
-		return map[string]string{
-			"bin/go":    "#!/bin/sh\necho " + says + "\n",
-			"bin/gofmt": "", "lib/text": "",
-			"pkg/tool/" + platform + "/tool": "#!/bin/sh\n",
-		}
-	}
-	up.Add(t, "golang.org/toolchain", version, files("the right toolchain"))
+	version := up.AddToolchain(t, "go1.99.0", "the right toolchain")
 	m := newMirror(t, up, mirrorConfig{})
 	use := func(m *mirror) (string, error) {
 		c := newClient(t, m.URL, up.Key)
@@ -197,7 +188,7 @@ func TestRealGoToolchain(t *testing.T) {
 	}
 
 	evil := goupstream.New(t)
-	evil.Add(t, "golang.org/toolchain", version, files("evil"))
+	evil.AddToolchain(t, "go1.99.0", "evil")
 	up.Tamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if strings.HasSuffix(r.URL.Path, ".zip") {
 			http.Redirect(w, r, evil.URL+r.URL.Path, http.StatusFound)

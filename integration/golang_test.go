@@ -258,6 +258,7 @@ func TestGoQueries(t *testing.T) {
 	up.Add(t, "example.com/Untagged", pseudo, map[string]string{"go.mod": "module example.com/Untagged\n", "u.go": "package u\n"})
 	up.PutLatest("example.com/Untagged", []byte(`{"Version":"`+pseudo+`","Time":"2024-01-02T03:04:05Z"}`))
 	up.Put("example.com/Untagged", "list", nil)
+	up.AddToolchain(t, "go1.99.0", "a newer go")
 	up.Put("example.com/m", "main.info", []byte(`{"Version":"v1.1.0","Time":"2023-11-14T22:13:20Z"}`))
 	use := func(goproxy string) string {
 		t.Helper()
@@ -270,12 +271,14 @@ func TestGoQueries(t *testing.T) {
 		c.run("get", "example.com/m@latest", "example.com/Untagged@latest")
 		c.run("get", "example.com/m@main")
 		c.run("mod", "download", "all")
+		c.env = append(c.env, "GOTOOLCHAIN=go1.99.0") // a switch, proven by the checksum database
+		said += c.run("version")
 		said = strings.ReplaceAll(said, c.dir, "DIR")
 		said = strings.ReplaceAll(said, filepath.Dir(c.dir), "HOME")
 		return said + read(t, filepath.Join(c.dir, "go.mod")) + c.goSum()
 	}
 	want := use(up.URL)
-	if !strings.Contains(want, "v1.0.0 v1.1.0 v1.2.0-rc.1") || !strings.Contains(want, pseudo) {
+	if !strings.Contains(want, "v1.0.0 v1.1.0 v1.2.0-rc.1") || !strings.Contains(want, pseudo) || !strings.Contains(want, "a newer go\n") {
 		t.Fatalf("without the mirror:\n%s", want)
 	}
 	conf := node.Config{GoUpstream: up.URL, SumDB: up.Key, CargoUpstream: "sparse+" + up.URL + "/", PeerBudget: 5 * time.Second}

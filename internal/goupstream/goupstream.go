@@ -17,6 +17,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -136,6 +137,20 @@ func (s *Server) PutLatest(modPath string, data []byte) {
 	defer s.mu.Unlock()
 	esc, _ := module.EscapePath(modPath)
 	s.files["/"+esc+"/@latest"] = data
+}
+
+// AddToolchain adds the toolchain of a Go version such as "go1.99.0" for this
+// machine: scripts for a shell, of which the go command prints what it says.
+func (s *Server) AddToolchain(t testing.TB, goVersion, says string) (version string) {
+	t.Helper()
+	platform := runtime.GOOS + "-" + runtime.GOARCH
+	version = "v0.0.1-" + goVersion + "." + platform
+	s.Add(t, "golang.org/toolchain", version, map[string]string{
+		"bin/go":    "#!/bin/sh\necho " + says + "\n",
+		"bin/gofmt": "", "lib/text": "",
+		"pkg/tool/" + platform + "/tool": "#!/bin/sh\n",
+	})
+	return version
 }
 
 // AddCache serves the modules of a download cache, such as
