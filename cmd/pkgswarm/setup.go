@@ -49,7 +49,8 @@ changes back. Doing it twice changes nothing more.
 Without the node, go asks its other proxies as before (after '|'; with --strict,
 or where the node has a policy, ',' so that the node's refusals bind). cargo has
 no such second choice: while the node is not running, cargo fails. Run the node
-as a service, or use 'pkgswarm run -- cargo build' instead.`,
+as a service, or use 'pkgswarm run -- cargo build' instead. cargo search and
+cargo info want to hear '--registry pkgswarm'.`,
 		Example: `  pkgswarm setup --print
   pkgswarm setup
   pkgswarm setup --undo`,
