@@ -209,6 +209,41 @@ func BenchmarkColdGet(b *testing.B) {
 	}
 }
 
+// BenchmarkColdGetJS is the same from a seeder in JavaScript, which answers the
+// extension with the numbers of the blocks, and not with the blocks.
+func BenchmarkColdGetJS(b *testing.B) {
+	const count, rtt = 100_000, 50 * time.Millisecond
+	js := testenv.StartNode(b, "replicate.mjs")
+	var key string
+	js.MustCall(b, "create", "bee", &key)
+	js.MustCall(b, "beePut", params{"key": key, "count": count}, nil)
+	var took time.Duration
+	for b.Loop() {
+		p := newPeer(b)
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			b.Fatal(err)
+		}
+		js.MustCall(b, "connect", ln.Addr().(*net.TCPAddr).Port, nil)
+		conn, err := ln.Accept()
+		ln.Close()
+		if err != nil {
+			b.Fatal(err)
+		}
+		p.wg.Go(func() { p.serve(newSlowConn(conn, rtt), secretstream.Server) }) // all of the delay on one side
+		tree, s, _ := p.openBee(parseKey(b, key))
+		if _, err := s.Update(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		start := time.Now()
+		if _, err := tree.Get(b.Context(), []byte("key 77777")); err != nil {
+			b.Fatal(err)
+		}
+		took += time.Since(start)
+	}
+	b.ReportMetric(took.Seconds()/float64(b.N)/rtt.Seconds(), "round-trips")
+}
+
 // BenchmarkColdRange reads all of a map of which nothing is here, from a peer: goal
 // B2, cold. BenchmarkColdRangeJS is the same between two processes of the reference.
 func BenchmarkColdRange(b *testing.B) {
