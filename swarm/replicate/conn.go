@@ -96,7 +96,7 @@ const closeChannel = -1
 
 // initialWindow is the number of requests in flight to a peer that has not
 // answered any yet.
-const initialWindow = 16
+const initialWindow = 32
 
 func newConn(r *Replicator, mux Mux) *conn {
 	c := &conn{

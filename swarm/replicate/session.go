@@ -432,6 +432,9 @@ func (s *Session) Prefetch(blocks ...uint64) {
 		if i < s.f.tree.Length && !s.core.Has(i) && s.f.blocks[i] == nil {
 			d := newDownload(s.core, i, i+1, true, s.f.blockBytes())
 			s.f.ranges = append(s.f.ranges, d)
+			// Few blocks, which somebody waits for: answers that come in another
+			// order than they were asked for must not cost a round trip more.
+			s.f.block(i).timid = true
 		}
 	}
 	s.f.pump()
