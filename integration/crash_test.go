@@ -193,7 +193,7 @@ func wantTidy(t *testing.T, dir string, st node.Status) {
 // TestSmallDisk runs a node on a file system of 24 MiB that gets full. REL-7
 func TestSmallDisk(t *testing.T) {
 	if runtime.GOOS != "linux" {
-		t.Skip("mounts a tmpfs")
+		testenv.Missing(t, "mounts a tmpfs, as on Linux")
 	}
 	dir := t.TempDir()
 	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=24m,mode=700", "tmpfs", dir).CombinedOutput(); err != nil {
@@ -247,7 +247,7 @@ func TestSmallDisk(t *testing.T) {
 // that, idle, while good requests come. REL-8
 func TestFewDescriptors(t *testing.T) {
 	if runtime.GOOS == "windows" {
-		t.Skip("no ulimit")
+		testenv.Missing(t, "no ulimit on Windows")
 	}
 	up, crates := madeUp(t, 60, 100_000)
 	p := startLimited(t, t.TempDir(), node.Config{CargoUpstream: up.Index(), GoUpstream: "off", SumDB: "off", SwarmListen: "127.0.0.1:0"}, "ulimit -n 128")

@@ -16,6 +16,7 @@ import (
 
 	"github.com/pkgswarm/pkgswarm/internal/goupstream"
 	"github.com/pkgswarm/pkgswarm/internal/node"
+	"github.com/pkgswarm/pkgswarm/internal/testenv"
 )
 
 var steadyTime = flag.Duration("steady", 15*time.Second, "how long TestSteady loads a node")
@@ -30,7 +31,7 @@ type usage struct {
 // go. Once it is warm, nothing that it holds grows. REL-15
 func TestSteady(t *testing.T) {
 	if runtime.GOOS != "linux" {
-		t.Skip("reads /proc")
+		testenv.Missing(t, "reads /proc, as on Linux")
 	}
 	length := *steadyTime
 	if testing.Short() {

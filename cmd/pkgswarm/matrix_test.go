@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pkgswarm/pkgswarm/internal/testenv"
 	"github.com/spf13/cobra"
 )
 
@@ -360,7 +361,7 @@ func readOnly(t *testing.T) string {
 	}
 	if err := os.Mkdir(filepath.Join(dir, "pkgswarm-test"), 0o700); err == nil {
 		os.Remove(filepath.Join(dir, "pkgswarm-test"))
-		t.Skip("SKIPPED, NOT TESTED: no directory here is read-only")
+		testenv.Missing(t, "no directory here is read-only")
 	}
 	return dir
 }

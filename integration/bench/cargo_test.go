@@ -21,7 +21,7 @@ func BenchmarkCargo(b *testing.B) {
 	testenv.Need(b, "cargo")
 	home := filepath.Join(cacheDir(), "pkgswarm-test", "cargo-home") // made by the tests in package integration
 	if _, err := os.Stat(filepath.Join(home, "registry", "cache")); err != nil {
-		b.Skipf("SKIPPED, NOT MEASURED: run the tests of package integration first: %v", err)
+		testenv.Missing(b, "run the tests of package integration first: %v", err)
 	}
 	plain, secure := cargoupstream.New(b), cargoupstream.NewTLS(b)
 	authority := filepath.Join(b.TempDir(), "ca.pem")

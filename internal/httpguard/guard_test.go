@@ -24,7 +24,7 @@ func serve(t *testing.T, c Config, h http.HandlerFunc) net.Addr {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	if c.Hosts == nil {
 		c.Hosts = append(LoopbackHosts(7070), "mirror.example.org")

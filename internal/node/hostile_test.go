@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/pkgswarm/pkgswarm/core"
+	"github.com/pkgswarm/pkgswarm/internal/testenv"
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
 	"github.com/pkgswarm/pkgswarm/registry/exchange"
 	"github.com/pkgswarm/pkgswarm/registry/fetch"
@@ -179,10 +180,7 @@ func TestPeersDoNotGetPrivate(t *testing.T) {
 
 // TestHTTPS serves with a certificate, and HTTP/2. SEC-53
 func TestHTTPS(t *testing.T) {
-	openssl, err := exec.LookPath("openssl")
-	if err != nil {
-		t.Skip("SKIPPED, NOT TESTED: openssl is not installed")
-	}
+	openssl := testenv.Need(t, "openssl")
 	u := newRegistry(t, 100_000)
 	c := config(t, u, t.TempDir())
 	dir := t.TempDir()
