@@ -58,6 +58,10 @@ const (
 
 	// maxExtension is the longest extension message handed on, in bytes.
 	maxExtension = 64 << 10
+
+	// maxPrefetched bounds the downloads of a core beyond which Prefetch does
+	// nothing: peers say what is worth fetching ahead, and may say it without end.
+	maxPrefetched = 8192
 )
 
 // Timers.

@@ -421,7 +421,8 @@ func (f *feed) askSeeks(p *peer) {
 	}
 }
 
-// Prefetch asks for the given blocks without waiting for them.
+// Prefetch asks for the given blocks without waiting for them. It is a hint:
+// where very many are under way already, more are passed over.
 func (s *Session) Prefetch(blocks ...uint64) {
 	s.f.mu.Lock()
 	defer s.f.mu.Unlock()
@@ -429,6 +430,9 @@ func (s *Session) Prefetch(blocks ...uint64) {
 		return
 	}
 	for _, i := range blocks {
+		if len(s.f.ranges) >= maxPrefetched {
+			break
+		}
 		if i < s.f.tree.Length && !s.core.Has(i) && s.f.blocks[i] == nil {
 			d := newDownload(s.core, i, i+1, true, s.f.blockBytes())
 			s.f.ranges = append(s.f.ranges, d)
