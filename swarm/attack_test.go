@@ -3,7 +3,6 @@ package swarm_test
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"crypto/ed25519"
 	"encoding/binary"
 	"fmt"
@@ -131,40 +130,16 @@ const victimBlocks = 100
 
 func init() { programs[victimOf] = runVictim }
 
-// runVictim serves a core until in ends. It writes the core's key and the address,
-// then for each line that it reads the most bytes by which its heap has grown since
-// the line before.
+// runVictim serves a core until in ends. For each line that it reads it writes the
+// most bytes by which its heap has grown since the line before.
 func runVictim(dir string, in io.Reader, out io.Writer) error {
-	store, err := core.OpenStore(dir, core.Options{NoSync: true})
-	if err != nil {
-		return err
-	}
-	defer store.Close()
-	c, err := store.Named("source")
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	for i := range victimBlocks {
-		if _, err := c.AppendLazy(fmt.Appendf(nil, "block %d", i)); err != nil {
-			return err
+	return serveSource(dir, victimBlocks, out, func() {
+		peak := peakMemory()
+		for lines := bufio.NewScanner(in); lines.Scan(); {
+			fmt.Fprintln(out, peak())
+			peak = peakMemory()
 		}
-	}
-	s, err := swarm.New(swarm.Config{Key: key(1), Open: swarm.FromStore(store), Listen: []string{"127.0.0.1:0"}})
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	fmt.Fprintln(out, c.Key(), s.Addrs()[0])
-	peak := peakMemory()
-	for lines := bufio.NewScanner(in); lines.Scan(); {
-		fmt.Fprintln(out, peak())
-		peak = peakMemory()
-	}
-	cancel()
-	return <-done
+	})
 }
 
 // peakMemory measures the heap until stop is called, which returns how much it has

@@ -30,38 +30,12 @@ const fewBlocks = 20
 
 func init() { programs[fewDescriptors] = runFewDescriptors }
 
-// runFewDescriptors serves a core with 128 descriptors until in ends. It writes the
-// core's key and the address.
+// runFewDescriptors serves a core with 128 descriptors until in ends.
 func runFewDescriptors(dir string, in io.Reader, out io.Writer) error {
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 128, Max: 128}); err != nil {
 		return err
 	}
-	store, err := core.OpenStore(dir, core.Options{NoSync: true})
-	if err != nil {
-		return err
-	}
-	defer store.Close()
-	c, err := store.Named("source")
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	for i := range fewBlocks {
-		if _, err := c.Append(fmt.Appendf(nil, "block %d", i)); err != nil {
-			return err
-		}
-	}
-	s, err := swarm.New(swarm.Config{Key: key(1), Open: swarm.FromStore(store), Listen: []string{"127.0.0.1:0"}})
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	fmt.Fprintln(out, c.Key(), s.Addrs()[0])
-	io.Copy(io.Discard, in)
-	cancel()
-	return <-done
+	return serveSource(dir, fewBlocks, out, func() { io.Copy(io.Discard, in) })
 }
 
 // TestFewDescriptors takes all descriptors of a node with connections: it sheds new

@@ -29,6 +29,37 @@ import (
 // variable that asks for it and holds the argument.
 var programs = map[string]func(arg string, in io.Reader, out io.Writer) error{}
 
+// serveSource is such a program: it serves a core of so many blocks as long as until
+// runs, and writes the core's key and the address first.
+func serveSource(dir string, blocks int, out io.Writer, until func()) error {
+	store, err := core.OpenStore(dir, core.Options{NoSync: true})
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	c, err := store.Named("source")
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for i := range blocks {
+		if _, err := c.AppendLazy(fmt.Appendf(nil, "block %d", i)); err != nil {
+			return err
+		}
+	}
+	s, err := swarm.New(swarm.Config{Key: key(1), Open: swarm.FromStore(store), Listen: []string{"127.0.0.1:0"}})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	fmt.Fprintln(out, c.Key(), s.Addrs()[0])
+	until()
+	cancel()
+	return <-done
+}
+
 func TestMain(m *testing.M) {
 	for name, run := range programs {
 		if arg := os.Getenv(name); arg != "" {
