@@ -13,7 +13,7 @@ import (
 // lookup returns the record of a core. The error matches [fs.ErrNotExist] when
 // the store does not have it.
 func (s *Store) lookup(dk DiscoveryKey) (record, error) {
-	b, err := s.get(append([]byte{prefixRecord}, dk[:]...))
+	b, err := s.find(append([]byte{prefixRecord}, dk[:]...))
 	if pebble.IsCorruptionError(err) {
 		return record{}, fmt.Errorf("record of the core with discovery key %s is damaged: %w", dk, firstLine{err})
 	}

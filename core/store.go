@@ -19,8 +19,13 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
+
+// filterBits is how many bits a key takes in the filters of tables: one in a
+// hundred keys that are not there is looked for all the same. See [Store.find].
+const filterBits = 10
 
 // maxTables is how many files of the database are open at once.
 const maxTables = 500
@@ -243,7 +248,7 @@ func (s *Store) openParts(o Options, version int, v *salvage) (err error) {
 	cache := pebble.NewCache(cmp.Or(o.CacheBytes, 8<<20))
 	defer cache.Unref()
 	s.files = pebble.NewFileCache(2, maxTables)
-	s.db, err = s.openDatabase(s.fs.PathJoin(s.dir, "db"), &pebble.Options{
+	options := &pebble.Options{
 		FS:                 databaseFS{s.fs, s},
 		Cache:              cache,
 		FileCache:          s.files,
@@ -256,8 +261,9 @@ func (s *Store) openParts(o Options, version int, v *salvage) (err error) {
 
 		Logger:        pebbleLog{s},
 		EventListener: s.listener(),
-	})
-	if err != nil {
+	}
+	options.Levels[0].FilterPolicy = bloom.FilterPolicy(filterBits) // and those below
+	if s.db, err = s.openDatabase(s.fs.PathJoin(s.dir, "db"), options); err != nil {
 		return err
 	}
 	if s.seg, err = openSegments(s.fs, s.fs.PathJoin(s.dir, "blocks")); err != nil {
