@@ -113,8 +113,13 @@ func (c *Core) appendLocked(group []*appendCall) error {
 	if err := c.loss(); err != nil {
 		return err
 	}
+	n := 0
+	for _, call := range group {
+		n += len(call.blocks)
+	}
 	nb := merkle.NewBatch(c.head.tree)
-	var blocks [][]byte
+	nb.Grow(n)
+	blocks := make([][]byte, 0, n)
 	durable := false
 	for _, call := range group {
 		for _, b := range call.blocks {

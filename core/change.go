@@ -49,14 +49,15 @@ func (ch *change) page(level uint8, number uint64) (*page, error) {
 	}
 	p := ch.pages[k]
 	if p == nil {
-		old := &page{}
-		if cut, ok := ch.cuts[level]; !ok || number <= cut {
-			var err error
-			if old, err = ch.c.page(level, number); err != nil {
+		if cut, ok := ch.cuts[level]; ch.c.known && (!ok || number <= cut) {
+			old, err := ch.c.page(level, number)
+			if err != nil {
 				return nil, err
 			}
+			p = ch.c.copyPage(old)
+		} else {
+			p = &page{}
 		}
-		p = ch.c.copyPage(old)
 		ch.pages[k] = p
 	}
 	ch.last, ch.lastKey = p, k

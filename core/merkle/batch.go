@@ -53,6 +53,9 @@ func clone(t Tree) Tree {
 // Base returns the head that the batch was made from.
 func (b *Batch) Base() Tree { return b.base }
 
+// Grow makes room for the nodes of that many blocks.
+func (b *Batch) Grow(blocks int) { b.Nodes = slices.Grow(b.Nodes, 2*blocks) }
+
 // Append adds a block and returns its leaf.
 func (b *Batch) Append(block []byte) Node {
 	n := Leaf(b.Tree.Length, block)
