@@ -57,15 +57,15 @@ func ParseCargoLine(name CrateName, raw []byte) (CargoLine, error) {
 		return l, errors.New("not UTF-8")
 	}
 	s := &scanner{b: raw}
-	var sum string
-	err := s.object(func(key string) (err error) {
-		switch key {
+	var sum []byte
+	err := s.object(func(key []byte) (err error) {
+		switch string(key) {
 		case "name":
 			l.Name, err = s.string()
 		case "vers":
 			l.Vers, err = s.string()
 		case "cksum":
-			sum, err = s.string()
+			sum, err = s.bytes()
 		case "yanked":
 			l.Yanked, err = s.bool()
 		case "pubtime":
@@ -87,7 +87,7 @@ func ParseCargoLine(name CrateName, raw []byte) (CargoLine, error) {
 	if err := CheckCrateVersion(l.Vers); err != nil {
 		return l, err
 	}
-	if k, err := hex.Decode(l.Cksum[:], []byte(sum[:min(len(sum), 64)])); err != nil || k != 32 || len(sum) != 64 {
+	if k, err := hex.Decode(l.Cksum[:], sum[:min(len(sum), 64)]); err != nil || k != 32 || len(sum) != 64 {
 		return l, fmt.Errorf("cksum %.80q is not 64 hex digits", sum)
 	}
 	return l, nil
@@ -133,12 +133,12 @@ func (s *scanner) end() error {
 }
 
 // object reads an object, calling member with each key to read its value.
-func (s *scanner) object(member func(key string) error) error {
+func (s *scanner) object(member func(key []byte) error) error {
 	if err := s.take('{'); err != nil {
 		return err
 	}
 	return s.list('}', func() error {
-		key, err := s.string()
+		key, err := s.bytes()
 		if err != nil {
 			return err
 		}
@@ -192,25 +192,31 @@ func (s *scanner) raw() ([]byte, bool, error) {
 	return nil, false, s.errorf("string without an end")
 }
 
-// string reads a string, or null as an empty one.
-func (s *scanner) string() (string, error) {
+// bytes reads a string, or null as an empty one. What it returns may be part of
+// what is read.
+func (s *scanner) bytes() ([]byte, error) {
 	if s.peek() == 'n' {
-		return "", s.skip(0)
+		return nil, s.skip(0)
 	}
 	raw, escapes, err := s.raw()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if !escapes {
-		return string(raw[1 : len(raw)-1]), nil
+		return raw[1 : len(raw)-1], nil
 	}
 	// What names and versions may hold needs no escapes, so this is rare. Go's
 	// strings differ from JSON's in "\/" only.
 	v, err := strconv.Unquote(strings.ReplaceAll(string(raw), `\/`, `/`))
 	if err != nil {
-		return "", s.errorf("malformed string")
+		return nil, s.errorf("malformed string")
 	}
-	return v, nil
+	return []byte(v), nil
+}
+
+func (s *scanner) string() (string, error) {
+	b, err := s.bytes()
+	return string(b), err
 }
 
 func (s *scanner) bool() (bool, error) {

@@ -112,6 +112,7 @@ func (d *indexDiff) reorder(now []int) {
 
 // add emits the lines that were not there before.
 func (d *indexDiff) add() {
+	d.events = slices.Grow(d.events, max(len(d.lines)-len(d.old), 0))
 	for i, l := range d.lines {
 		if d.from == nil && i < len(d.old) || d.from != nil && d.from[i] >= 0 {
 			continue

@@ -38,7 +38,8 @@ func FuzzBlock(f *testing.F) {
 			{Kind: Removed, All: true},
 			{Kind: Removed, Version: "v1.0.0"},
 		} {
-			f.Add(s.record(&e).append(nil, h.Ecosystem), h.Ecosystem == Go)
+			r := s.record(&e)
+			f.Add(r.append(nil, h.Ecosystem), h.Ecosystem == Go)
 		}
 	}
 	f.Fuzz(func(t *testing.T, block []byte, isGo bool) {

@@ -24,6 +24,7 @@ type State struct {
 	bytes     int    // of lines and module versions held
 	artifacts map[string][]Artifact
 	withdrawn []Withdrawal
+	scratch   []byte // for the payload of the event that is being appended
 }
 
 // A Withdrawal is a version that the upstream removed: it must not be served or
@@ -163,7 +164,7 @@ func (s *State) Apply(block []byte) (Event, error) {
 // Append folds e and returns its block. If it fails, s is unchanged.
 func (s *State) Append(e Event) ([]byte, error) {
 	r := s.record(&e)
-	block := r.append(nil, s.header.Ecosystem)
+	block := r.append(make([]byte, 0, len(r.payload)+16), s.header.Ecosystem)
 	if len(block) > MaxEvent {
 		return nil, fmt.Errorf("%w: %d bytes", ErrTooLarge, len(block))
 	}
@@ -174,9 +175,10 @@ func (s *State) Append(e Event) ([]byte, error) {
 	return block, nil
 }
 
-// record returns the outer form of e as the next event of s.
-func (s *State) record(e *Event) *record {
-	r := &record{kind: e.Kind, version: e.Version, artifact: e.Artifact, runs: e.Order}
+// record returns the outer form of e as the next event of s, good until the one
+// after.
+func (s *State) record(e *Event) record {
+	r := record{kind: e.Kind, version: e.Version, artifact: e.Artifact, runs: e.Order}
 	if e.NoNewline {
 		r.flags |= flagNoNewline
 	}
@@ -192,7 +194,8 @@ func (s *State) record(e *Event) *record {
 	}
 	r.position = uint64(e.Position)
 	if e.Kind == Published || e.Kind == Changed {
-		r.payload = packPayload(nil, s.header.Ecosystem, s.base(e.Kind, e.Position), e.plain())
+		s.scratch = packPayload(s.scratch[:0], s.header.Ecosystem, s.base(e.Kind, e.Position), e.plain())
+		r.payload = s.scratch
 	}
 	return r
 }
