@@ -3,13 +3,15 @@ package importer
 import (
 	"context"
 	"fmt"
+	"io"
 	"io/fs"
 	"iter"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/pkgswarm/pkgswarm/registry"
 	"github.com/pkgswarm/pkgswarm/registry/pkglog"
@@ -22,6 +24,7 @@ import (
 type CargoDir struct {
 	dir    string // of the index
 	crates string // directory of .crate files; empty if there is none
+	now    func() time.Time
 }
 
 // OpenCargoDir opens dir.
@@ -30,7 +33,7 @@ func OpenCargoDir(dir string) (*CargoDir, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &CargoDir{dir: abs}
+	d := &CargoDir{dir: abs, now: time.Now}
 	if sub := filepath.Join(abs, "index"); isDir(sub) {
 		d.dir = sub
 		if c := filepath.Join(abs, "crates"); isDir(c) {
@@ -64,10 +67,10 @@ func (d *CargoDir) Packages(ctx context.Context) iter.Seq2[Package, error] {
 func (d *CargoDir) packages(ctx context.Context, pkg func(*cargoFile) Package) iter.Seq2[Package, error] {
 	return func(yield func(Package, error) bool) {
 		none := true
-		for files, err := range d.files(ctx, true) {
-			for _, f := range files {
+		for files, err := range d.files(ctx) {
+			for i := range files {
 				none = false
-				if !yield(pkg(f), nil) {
+				if !yield(pkg(&files[i]), nil) {
 					return
 				}
 			}
@@ -91,12 +94,12 @@ func (d *CargoDir) Count() int {
 // Names returns the names of all crates of the index.
 func (d *CargoDir) Names() ([]string, error) {
 	var names []string
-	for files, err := range d.files(context.Background(), false) {
+	for files, err := range d.files(context.Background()) {
 		if err != nil {
 			return nil, err
 		}
-		for _, f := range files {
-			names = append(names, f.name)
+		for i := range files {
+			names = append(names, files[i].name)
 		}
 	}
 	return names, nil
@@ -107,13 +110,13 @@ const dirsAhead = 8
 
 // files yields the files of the index, those of one directory at its root at a
 // time, in the order of their paths.
-func (d *CargoDir) files(ctx context.Context, stamps bool) iter.Seq2[[]*cargoFile, error] {
+func (d *CargoDir) files(ctx context.Context) iter.Seq2[[]cargoFile, error] {
 	type listing struct {
-		files []*cargoFile
+		files []cargoFile
 		err   error
 	}
-	return func(yield func([]*cargoFile, error) bool) {
-		root, err := os.ReadDir(d.dir) // sorted by name
+	return func(yield func([]cargoFile, error) bool) {
+		entries, err := os.ReadDir(d.dir) // sorted by name
 		if err != nil {
 			yield(nil, err)
 			return
@@ -125,7 +128,10 @@ func (d *CargoDir) files(ctx context.Context, stamps bool) iter.Seq2[[]*cargoFil
 		listings := make(chan chan listing, dirsAhead)
 		wg.Go(func() {
 			defer close(listings)
-			for _, e := range root {
+			for _, e := range entries {
+				if !e.IsDir() || hidden(e.Name()) {
+					continue // no index file is here
+				}
 				l := make(chan listing, 1)
 				select {
 				case listings <- l:
@@ -134,7 +140,7 @@ func (d *CargoDir) files(ctx context.Context, stamps bool) iter.Seq2[[]*cargoFil
 				}
 				wg.Go(func() {
 					var found listing
-					found.err = d.walk(e, "", 0, stamps, &found.files)
+					found.err = d.walk(e.Name(), 1, &found.files)
 					l <- found
 				})
 			}
@@ -151,36 +157,43 @@ func (d *CargoDir) files(ctx context.Context, stamps bool) iter.Seq2[[]*cargoFil
 	}
 }
 
-// maxDepth is that of index files: ab/cd/abcdef.
+// maxDepth is how many directories an index file is in: ab/cd/abcdef.
 const maxDepth = 2
 
-// walk appends the index files at e, which is in the directory dir of the index.
-func (d *CargoDir) walk(e fs.DirEntry, dir string, depth int, stamps bool, files *[]*cargoFile) error {
-	path := filepath.Join(dir, e.Name())
-	switch {
-	case strings.HasPrefix(e.Name(), "."):
-	case e.IsDir() && depth < maxDepth:
-		entries, err := os.ReadDir(filepath.Join(d.dir, path))
-		if err != nil {
-			return err
+// hidden reports whether a file or directory is none of the index: .git is not.
+func hidden(name string) bool { return strings.HasPrefix(name, ".") }
+
+// walk appends the index files below the directory path of the index, which is
+// that deep.
+func (d *CargoDir) walk(path string, depth int, files *[]cargoFile) error {
+	dir, err := os.Open(filepath.Join(d.dir, filepath.FromSlash(path)))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	slices.Sort(names)
+	*files = slices.Grow(*files, len(names))
+	for _, name := range names {
+		if hidden(name) {
+			continue
 		}
-		for _, e := range entries {
-			if err := d.walk(e, path, depth+1, stamps, files); err != nil {
+		state, err := stateIn(dir, name)
+		switch {
+		case err != nil: // it is gone
+		case state.dir && depth < maxDepth:
+			if err := d.walk(path+"/"+name, depth+1, files); err != nil {
 				return err
 			}
-		}
-	case e.Type().IsRegular():
-		name, err := registry.ParseIndexPath(filepath.ToSlash(path))
-		if err != nil {
-			return nil
-		}
-		f := &cargoFile{d, string(name), path, ""}
-		if stamps {
-			if info, err := e.Info(); err == nil { // else it is gone, as will be found
-				f.stamp = fileStamp(info)
+		case state.regular:
+			path := path + "/" + name
+			if crate, err := registry.ParseIndexPath(path); err == nil {
+				*files = append(*files, cargoFile{d, string(crate), path, state})
 			}
 		}
-		*files = append(*files, f)
 	}
 	return nil
 }
@@ -189,24 +202,14 @@ func (d *CargoDir) walk(e fs.DirEntry, dir string, depth int, stamps bool, files
 type cargoFile struct {
 	src   *CargoDir
 	name  string
-	path  string // below the index
-	stamp Stamp  // when it was listed
+	path  string    // below the index, with slashes
+	state fileState // when it was listed
 }
 
 func (f *cargoFile) Name() string { return f.name }
 
-// Stamp tells by size and times. It is what git and make rely on, and the
-// change time catches those who set the other one back.
-func (f *cargoFile) Stamp() Stamp { return f.stamp }
-
-func fileStamp(info fs.FileInfo) Stamp {
-	b := strconv.AppendInt(nil, info.Size(), 36)
-	b = append(b, ' ')
-	b = strconv.AppendInt(b, info.ModTime().UnixNano(), 36)
-	b = append(b, ' ')
-	b = strconv.AppendInt(b, changeTime(info), 36)
-	return Stamp(b)
-}
+// Stamp tells by size and times.
+func (f *cargoFile) Stamp() Stamp { return f.state.stamp() }
 
 // Update reads the file.
 func (f *cargoFile) Update(_ context.Context, s *pkglog.State, _ Stamp) (*Update, error) {
@@ -214,25 +217,52 @@ func (f *cargoFile) Update(_ context.Context, s *pkglog.State, _ Stamp) (*Update
 	if err != nil {
 		return nil, err
 	}
-	up := DiffCrate(registry.CrateName(f.name), s, b)
-	up.Stamp = stamp
+	up := DiffCrate(registry.CrateName(f.name), s, *b)
+	up.Stamp, up.buffer = stamp, b
 	return up, nil
 }
 
-// read returns what is in the file, and its stamp unless it has changed since it
-// was listed: then it is looked at again next time.
-func (f *cargoFile) read() ([]byte, Stamp, error) {
-	file, err := os.Open(filepath.Join(f.src.dir, f.path))
+// read returns what is in the file, and its stamp, unless it has changed since it
+// was listed, or a change that comes now might not show: then it is looked at
+// again next time.
+func (f *cargoFile) read() (*[]byte, Stamp, error) {
+	file, err := os.Open(filepath.Join(f.src.dir, filepath.FromSlash(f.path)))
 	if err != nil {
 		return nil, "", err
 	}
 	defer file.Close()
-	b, err := readLimited(file, maxIndexFile)
-	if err != nil {
+	now := f.src.now()
+	b := buffers.Get().(*[]byte)
+	if *b, err = readLimited(file, *b, f.state.size, maxIndexFile); err != nil {
 		return nil, "", err
 	}
-	if after, err := file.Stat(); err != nil || fileStamp(after) != f.stamp {
+	if info, err := file.Stat(); err != nil || newFileState(info) != f.state || f.state.fresh(now) {
 		return b, "", nil
 	}
-	return b, f.stamp, nil
+	return b, f.state.stamp(), nil
+}
+
+// buffers are for files that are read, which takes less time in memory that was
+// used before.
+var buffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// readLimited reads all of a file, which must not be more than limit bytes, into
+// the room of b if there is enough. It likely has size bytes.
+func readLimited(f *os.File, b []byte, size, limit int64) ([]byte, error) {
+	// One byte more shows that the file ends where it says.
+	b = slices.Grow(b[:0], int(min(size, limit))+1)
+	for {
+		n, err := f.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		if int64(len(b)) > limit {
+			return nil, fmt.Errorf("more than %d bytes", limit)
+		}
+		if err == io.EOF {
+			return b, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		b = slices.Grow(b, 1)
+	}
 }

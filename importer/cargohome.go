@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/pkgswarm/pkgswarm/registry"
 	"github.com/pkgswarm/pkgswarm/registry/pkglog"
@@ -66,7 +67,9 @@ func (c *CargoHome) Complete() bool { return false }
 // Count returns how many packages will be listed, 0 if that cannot be told.
 func (c *CargoHome) Count() int { return c.index().Count() }
 
-func (c *CargoHome) index() *CargoDir { return &CargoDir{dir: filepath.Join(c.dir, ".cache")} }
+func (c *CargoHome) index() *CargoDir {
+	return &CargoDir{dir: filepath.Join(c.dir, ".cache"), now: time.Now}
+}
 
 // Packages yields the cached index files in the order of their paths.
 func (c *CargoHome) Packages(ctx context.Context) iter.Seq2[Package, error] {
@@ -81,7 +84,7 @@ func (f *cachedIndex) Update(_ context.Context, s *pkglog.State, _ Stamp) (*Upda
 	if err != nil {
 		return nil, err
 	}
-	lines, err := parseCached(b)
+	lines, err := parseCached(*b)
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +92,7 @@ func (f *cachedIndex) Update(_ context.Context, s *pkglog.State, _ Stamp) (*Upda
 	name := registry.CrateName(f.name)
 	version := versionOf(name)
 	clean := up.clean(name, append(bytes.Join(lines, []byte{'\n'}), '\n'))
-	up.Bytes, up.Stamp = int64(len(b)), stamp
+	up.Bytes, up.Stamp, up.buffer = int64(len(*b)), stamp, b
 	known := make(map[string]bool)
 	for _, l := range s.Lines() {
 		known[version(l)] = true

@@ -1,10 +1,8 @@
 package importer
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -134,22 +132,11 @@ func (d *ModuleDir) read(path, file string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	return readLimited(f, maxModFile)
-}
-
-// readLimited reads all of a file, which must not be more than limit bytes.
-func readLimited(f *os.File, limit int64) ([]byte, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
-	// One byte more shows that the file ends where it says.
-	b := bytes.NewBuffer(make([]byte, 0, min(info.Size(), limit)+bytes.MinRead))
-	_, err = b.ReadFrom(io.LimitReader(f, limit+1))
-	if err == nil && int64(b.Len()) > limit {
-		err = fmt.Errorf("more than %d bytes", limit)
-	}
-	return b.Bytes(), err
+	return readLimited(f, nil, info.Size(), maxModFile)
 }
 
 func escape(path, version string) (escPath, escVersion string, err error) {

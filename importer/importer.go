@@ -78,7 +78,19 @@ type Update struct {
 	Versions int       // entries that were looked at
 	Bytes    int64     // of upstream data that was looked at
 	Stamp    Stamp     // for the next time
+
+	buffer *[]byte // that events and problems are parts of, of [buffers]; or nil
 }
+
+// release gives the memory of u back: its events are of no use any more.
+func (u *Update) release() {
+	if u != nil && u.buffer != nil && cap(*u.buffer) <= maxBuffer {
+		buffers.Put(u.buffer)
+	}
+}
+
+// maxBuffer bounds the memory that is kept for files, in bytes.
+const maxBuffer = 1 << 20
 
 // A Problem is an entry that was not signed.
 type Problem struct {

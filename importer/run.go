@@ -151,9 +151,9 @@ const maxUnchanged = 1024
 
 // changed reports whether a package has to be looked at, and its last stamp.
 func (r *run) changed(p Package) (last Stamp, yes bool) {
-	last = r.stamps.list(p.Name())
 	s := p.Stamp()
-	return last, s == "" || s != last || r.c.Artifacts != nil
+	last, same := r.stamps.list(p.Name(), s)
+	return last, s == "" || !same || r.c.Artifacts != nil
 }
 
 func (r *run) send(ctx context.Context, j *job, todo, queue chan<- *job) error {
@@ -253,6 +253,7 @@ func (r *run) update(ctx context.Context, h pkglog.Header, res *result, more fun
 	}
 	defer w.close()
 	up, err := more(w.state)
+	defer up.release()
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		up, err = gone(h, w.state), nil

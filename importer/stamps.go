@@ -45,13 +45,7 @@ type stamps struct {
 	gone   bool   // the file has packages that are known no more
 
 	mu    sync.Mutex // guards what follows: the list is read while stamps are set
-	known map[string]seen
-}
-
-// seen is what is known of one package.
-type seen struct {
-	stamp  Stamp
-	listed bool // in this run
+	known *stampTable
 }
 
 // openStamps reads the stamps of a source. Those of a catalog of another key, or
@@ -64,12 +58,12 @@ func openStamps(dir string, src Source, key core.Key, catalogLength uint64) (*st
 	h = compact.AppendUint(h, 2)
 	h = append(h, key[:]...)
 	h = compact.AppendString(h, string(src.Ecosystem())+" "+src.ID())
-	s := &stamps{path: filepath.Join(dir, sourceFile(src)+".stamps"), header: h}
+	s := &stamps{path: filepath.Join(dir, sourceFile(src)+".stamps"), header: h, known: newStampTable()}
 	b, err := os.ReadFile(s.path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	s.known = make(map[string]seen, len(b)/minRecord)
+	s.known.reserve(len(b) / recordBytes)
 	good := s.read(b, catalogLength)
 	if good < len(b) || good == 0 {
 		return s, s.rewrite(catalogLength)
@@ -78,9 +72,8 @@ func openStamps(dir string, src Source, key core.Key, catalogLength uint64) (*st
 	return s, err
 }
 
-// minRecord is the size of a short record in bytes, by which the number of
-// records is guessed.
-const minRecord = 40
+// recordBytes is about the size of a record, by which their number is guessed.
+const recordBytes = 45
 
 // sourceFile names the files about a source in the importer's directory.
 func sourceFile(src Source) string {
@@ -122,31 +115,30 @@ func (s *stamps) readBatch(body []byte, catalogLength uint64) bool {
 		if d.Err() != nil {
 			return false
 		}
-		s.put(name, Stamp(stamp))
-		s.inFile++
+		if s.inFile++; name == "" {
+			s.whole, _ = strconv.ParseUint(stamp, 10, 64)
+		} else {
+			s.known.put(name, stamp)
+		}
 	}
 	return true
 }
 
-func (s *stamps) put(name string, st Stamp) {
-	if name == "" {
-		s.whole, _ = strconv.ParseUint(string(st), 10, 64)
-		return
-	}
-	s.mu.Lock()
-	s.known[name] = seen{st, s.known[name].listed}
-	s.mu.Unlock()
-}
-
-// list notes that a package was listed and returns its stamp.
-func (s *stamps) list(name string) Stamp {
+// list notes that a package was listed, and returns its stamp and whether that is
+// still so now.
+func (s *stamps) list(name string, now Stamp) (last Stamp, same bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k, ok := s.known[name]
-	if ok && !k.listed {
-		s.known[name] = seen{k.stamp, true}
+	r := s.known.get(name)
+	if r == nil {
+		return "", now == ""
 	}
-	return k.stamp
+	r.listed = true
+	st := s.known.stamp(r)
+	if string(st) == string(now) {
+		return now, true
+	}
+	return Stamp(st), false
 }
 
 // wasListed reports whether this run has listed a package. It counts once the
@@ -154,7 +146,8 @@ func (s *stamps) list(name string) Stamp {
 func (s *stamps) wasListed(name string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.known[name].listed
+	r := s.known.get(name)
+	return r != nil && r.listed
 }
 
 // unlisted returns the packages known that this run has not listed, sorted.
@@ -162,9 +155,9 @@ func (s *stamps) unlisted() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var names []string
-	for name, k := range s.known {
-		if !k.listed {
-			names = append(names, name)
+	for i := range s.known.records {
+		if r := &s.known.records[i]; !r.gone && !r.listed {
+			names = append(names, string(s.known.name(r)))
 		}
 	}
 	slices.Sort(names)
@@ -174,7 +167,7 @@ func (s *stamps) unlisted() []string {
 // forget removes a package that is gone.
 func (s *stamps) forget(name string) {
 	s.mu.Lock()
-	delete(s.known, name)
+	s.known.remove(name)
 	s.gone = true
 	s.mu.Unlock()
 }
@@ -182,10 +175,11 @@ func (s *stamps) forget(name string) {
 // set changes the stamp of a package that was listed.
 func (s *stamps) set(name string, st Stamp) {
 	s.mu.Lock()
-	old, ok := s.known[name]
-	s.known[name] = seen{st, true}
+	old := s.known.get(name)
+	same := old != nil && string(s.known.stamp(old)) == string(st)
+	s.known.put(name, string(st)).listed = true
 	s.mu.Unlock()
-	if !ok || old.stamp != st {
+	if !same {
 		s.record(name, string(st))
 	}
 }
@@ -210,7 +204,7 @@ func (s *stamps) save(catalogLength uint64) error {
 	if len(s.dirty) == 0 {
 		return nil
 	}
-	if s.gone || s.inFile > 2*len(s.known)+1000 {
+	if s.gone || s.inFile > 2*s.known.live+1000 {
 		return s.rewrite(catalogLength)
 	}
 	b := appendBatch(nil, catalogLength, s.dirty)
@@ -231,9 +225,11 @@ func appendBatch(b []byte, catalogLength uint64, records []byte) []byte {
 // rewrite replaces the file by one that holds each stamp once.
 func (s *stamps) rewrite(catalogLength uint64) error {
 	var records []byte
-	for name, k := range s.known {
-		records = compact.AppendString(records, name)
-		records = compact.AppendString(records, string(k.stamp))
+	for i := range s.known.records {
+		if r := &s.known.records[i]; !r.gone {
+			records = compact.AppendBytes(records, s.known.name(r))
+			records = compact.AppendBytes(records, s.known.stamp(r))
+		}
 	}
 	if s.whole != 0 {
 		records = compact.AppendString(records, "")
@@ -243,7 +239,7 @@ func (s *stamps) rewrite(catalogLength uint64) error {
 	if len(records) > 0 {
 		b = appendBatch(b, catalogLength, records)
 	}
-	s.dirty, s.inFile, s.gone = s.dirty[:0], len(s.known), false
+	s.dirty, s.inFile, s.gone = s.dirty[:0], s.known.live, false
 	s.close()
 	if err := durable.WriteFile(s.path, b, 0o600); err != nil {
 		return fmt.Errorf("stamps: %w", err)
