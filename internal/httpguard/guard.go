@@ -88,6 +88,12 @@ func LoopbackHosts(port uint16) []string {
 	return hosts
 }
 
+// Header values, made once.
+var (
+	nosniff    = []string{"nosniff"}
+	sameOrigin = []string{"same-origin"}
+)
+
 func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer func() {
 		p := recover()
@@ -104,8 +110,8 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(p)
 	}()
 	h := w.Header()
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Cross-Origin-Resource-Policy", "same-origin")
+	h["X-Content-Type-Options"] = nosniff
+	h["Cross-Origin-Resource-Policy"] = sameOrigin
 	status, reason := g.judge(r)
 	if status != 0 {
 		if status == http.StatusBadRequest {

@@ -230,6 +230,7 @@ func TestSlowReaderDropped(t *testing.T) {
 			defer ours.Close()
 			reader.Go(func() {
 				defer theirs.Close()
+				io.ReadFull(theirs, make([]byte, 2)) // of earlier answers
 				buf := make([]byte, rate)
 				for {
 					time.Sleep(time.Second)
@@ -238,6 +239,13 @@ func TestSlowReaderDropped(t *testing.T) {
 					}
 				}
 			})
+			for range 2 { // each ends, and is followed by silence
+				if _, err := c.Write([]byte{0}); err != nil {
+					t.Error(err)
+				}
+				c.SetWriteDeadline(time.Time{})
+				time.Sleep(2 * slowWindow)
+			}
 			n, err := c.Write(make([]byte, rate*200))
 			if (err == nil) != want {
 				t.Errorf("%d B/s: wrote %d bytes, %v; want success %v", rate, n, err, want)
@@ -247,6 +255,50 @@ func TestSlowReaderDropped(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A deadlines counts the deadlines of writing that a connection is given.
+type deadlines struct {
+	net.Conn
+	n int
+}
+
+func (d *deadlines) SetWriteDeadline(t time.Time) error {
+	d.n++
+	return d.Conn.SetWriteDeadline(t)
+}
+
+// Answers in quick succession share a deadline, which one set by others replaces.
+func TestWriteDeadlines(t *testing.T) { // SEC-55
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := net.Pipe()
+		d := &deadlines{Conn: ours}
+		c := &conn{Conn: d, heard: func() {}, free: func() {}}
+		var reader sync.WaitGroup
+		reader.Go(func() { io.Copy(io.Discard, theirs) })
+		answer := func() {
+			if _, err := c.Write([]byte{0}); err != nil {
+				t.Error(err)
+			}
+			c.SetWriteDeadline(time.Time{})
+		}
+		for range 50 {
+			answer()
+			time.Sleep(100 * time.Millisecond)
+		}
+		if d.n < 4 || d.n > 6 {
+			t.Errorf("5 s of answers: %d deadlines, want one each second", d.n)
+		}
+		before := d.n
+		c.SetDeadline(time.Now().Add(time.Hour))
+		answer()
+		if d.n != before+2 {
+			t.Errorf("after a deadline of somebody else: %d more, want it and our own", d.n-before)
+		}
+		c.Close()
+		reader.Wait()
+		theirs.Close()
+	})
 }
 
 // TestFilesAreSentWhole checks the path that sendfile takes.

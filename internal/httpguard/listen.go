@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -142,6 +143,8 @@ type conn struct {
 	since time.Time // when it was accepted
 	heard func()    // says that the other side has sent something, or is gone
 	free  func()    // gives back the connection's slot
+
+	writeUntil atomic.Int64 // the deadline of a stretch, in Unix nanoseconds; 0: none
 }
 
 func (c *conn) Read(p []byte) (int, error) {
@@ -192,16 +195,36 @@ type onlyWriter struct{ io.Writer }
 var errMore = errors.New("more")
 
 // stretch runs write under a deadline. A write that the deadline ends is to go
-// on if the other side has read enough meanwhile.
+// on if the other side has read enough meanwhile. Stretches that begin within a
+// second share a deadline.
 func (c *conn) stretch(write func() (int64, error)) (int64, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(slowWindow)); err != nil {
-		return 0, err
+	until := time.Now().Add(slowWindow)
+	if until.UnixNano()-c.writeUntil.Load() > int64(time.Second) {
+		if err := c.Conn.SetWriteDeadline(until); err != nil {
+			return 0, err
+		}
+		c.writeUntil.Store(until.UnixNano())
 	}
 	n, err := write()
 	if errors.Is(err, os.ErrDeadlineExceeded) && n >= slowBytes {
 		return n, errMore
 	}
 	return n, err
+}
+
+// SetWriteDeadline leaves a stretch's deadline where there is to be none, as
+// net/http has it after every answer: it ends nothing but what is written.
+func (c *conn) SetWriteDeadline(t time.Time) error {
+	if t.IsZero() && c.writeUntil.Load() != 0 {
+		return nil
+	}
+	c.writeUntil.Store(0)
+	return c.Conn.SetWriteDeadline(t)
+}
+
+// SetDeadline is SetReadDeadline and SetWriteDeadline.
+func (c *conn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
 }
 
 // CloseWrite lets net/http end the answer before the connection.
