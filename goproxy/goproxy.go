@@ -34,7 +34,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/go-chi/chi/v5"
 	"golang.org/x/mod/module"
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -65,6 +64,9 @@ type SumDB interface {
 
 // A Config says what a handler serves.
 type Config struct {
+	// Prefix is the path below which the handler's paths are as well as at its root,
+	// with a slash at its end, such as "/go/"; may be empty.
+	Prefix  string
 	Modules Modules
 	SumDB   SumDB        // nil: none is proxied
 	Logger  *slog.Logger // nil discards
@@ -89,24 +91,38 @@ const patience = 9 * time.Second
 const maxPath = 8 << 10
 
 type handler struct {
+	prefix  string // without its first slash
 	modules Modules
 	sumdb   SumDB
 	log     *slog.Logger
 }
 
-// New returns a handler for the paths of the package comment, at its root. Mount
-// it with [http.StripPrefix] below another.
+// New returns a handler for the paths of the package comment.
 func New(c Config) http.Handler {
-	h := &handler{modules: c.Modules, sumdb: c.SumDB, log: c.Logger}
+	h := &handler{prefix: strings.TrimPrefix(c.Prefix, "/"), modules: c.Modules, sumdb: c.SumDB, log: c.Logger}
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
 	}
-	r := chi.NewRouter()
-	for _, method := range []string{http.MethodGet, http.MethodHead} {
-		r.MethodFunc(method, "/sumdb/*", h.serveSumDB)
-		r.MethodFunc(method, "/*", h.serveModule)
+	return h
+}
+
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		w.WriteHeader(http.StatusMethodNotAllowed)
+		return
 	}
-	return r
+	p, err := cleanPath(r.URL)
+	if err != nil {
+		h.fail(w, r, err)
+		return
+	}
+	p = strings.TrimPrefix(p, h.prefix)
+	if file, ok := strings.CutPrefix(p, "sumdb/"); ok {
+		h.serveSumDB(w, r, file)
+		return
+	}
+	h.serveModule(w, r, p)
 }
 
 // Handles reports whether a path at a server's root is the GOPROXY's: whether a
@@ -115,21 +131,21 @@ func Handles(path string) bool {
 	return strings.HasPrefix(path, "/sumdb/") || strings.Contains(path, "/@v/") || strings.HasSuffix(path, "/@latest")
 }
 
-func (h *handler) serveModule(w http.ResponseWriter, r *http.Request) {
-	p, err := parsePath(r)
+func (h *handler) serveModule(w http.ResponseWriter, r *http.Request, clean string) {
+	p, err := parsePath(clean)
 	if err != nil {
 		h.fail(w, r, err)
 		return
 	}
 	ctx := r.Context()
-	if r.Header.Get("Disable-Module-Fetch") == "true" {
+	if v := r.Header["Disable-Module-Fetch"]; len(v) > 0 && v[0] == "true" {
 		ctx = modules.HeldOnly(ctx)
 	}
 	if p.file == "zip" {
 		h.serveZip(w, r.WithContext(ctx), p)
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := withPatience(ctx, patience)
 	defer cancel()
 	var f *modules.File
 	switch p.file {
@@ -164,10 +180,11 @@ var (
 
 // serveFile answers with a file from memory.
 func serveFile(w http.ResponseWriter, r *http.Request, f *modules.File, contentType []string) {
+	own := [...]string{f.ETag, strconv.Itoa(len(f.Body))}
 	head := w.Header()
 	head["Content-Type"] = contentType
 	head["X-Content-Type-Options"] = nosniffValue
-	head["Etag"] = []string{f.ETag}
+	head["Etag"] = own[:1:1]
 	head["Cache-Control"] = mutableValue
 	if f.Permanent {
 		head["Cache-Control"] = immutableValue
@@ -179,7 +196,7 @@ func serveFile(w http.ResponseWriter, r *http.Request, f *modules.File, contentT
 		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(f.Body))
 		return
 	}
-	head["Content-Length"] = []string{strconv.Itoa(len(f.Body))}
+	head["Content-Length"] = own[1:]
 	w.WriteHeader(http.StatusOK)
 	if r.Method != http.MethodHead {
 		w.Write(f.Body)
@@ -227,8 +244,8 @@ func (h *handler) serveZip(w http.ResponseWriter, r *http.Request, p path) {
 	}
 }
 
-func (h *handler) serveSumDB(w http.ResponseWriter, r *http.Request) {
-	name, file, err := parseSumPath(r)
+func (h *handler) serveSumDB(w http.ResponseWriter, r *http.Request, clean string) {
+	name, file, err := parseSumPath(clean)
 	if err == nil && (h.sumdb == nil || name != h.sumdb.Name()) {
 		err = notFound("checksum database %s is not proxied here", printable(name))
 	}
@@ -236,7 +253,7 @@ func (h *handler) serveSumDB(w http.ResponseWriter, r *http.Request) {
 		h.fail(w, r, err)
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), patience)
+	ctx, cancel := withPatience(r.Context(), patience)
 	defer cancel()
 	body, cache, err := h.sumFile(ctx, file)
 	if err != nil {

@@ -5,7 +5,6 @@ import (
 
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -99,13 +98,12 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// The handler may be mounted below a prefix, by either kind of router.
+// The handler has its paths below a prefix, too.
 func TestPrefix(t *testing.T) {
-	m := newMirror(t, someModules(t), mirrorConfig{})
-	mux := http.NewServeMux()
-	mux.Handle("/go/", http.StripPrefix("/go", m.Handler))
-	serveAt(t, m, mux)
+	m := newMirror(t, someModules(t), mirrorConfig{prefix: "/go/"})
 	for path, status := range map[string]int{
+		"/example.com/%21upper/b/@v/list": 200, "/sumdb/sum.test/supported": 200, "/go/go/example.com/%21upper/b/@v/list": 404, "/go": 404, "/go/": 400,
+
 		"/go/example.com/%21upper/b/@v/list": 200, "/go/sumdb/sum.test/supported": 200,
 		"/go/example.com/x%2fy/@v/list": 400, "/go/example.com/none/@v/list": 404,
 	} {
@@ -121,18 +119,6 @@ func TestPrefix(t *testing.T) {
 			t.Errorf("Handles(%q) = %v", path, got)
 		}
 	}
-}
-
-// serveAt makes m.URL serve h.
-func serveAt(t *testing.T, m *mirror, h http.Handler) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &http.Server{Handler: h}
-	go s.Serve(ln)
-	t.Cleanup(func() { s.Close() })
-	m.URL = "http://" + ln.Addr().String()
 }
 
 func TestValidators(t *testing.T) {

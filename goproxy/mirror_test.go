@@ -34,6 +34,7 @@ type mirror struct {
 
 // mirrorConfig says how a mirror differs from the usual.
 type mirrorConfig struct {
+	prefix   string
 	proxies  string // GOPROXY; empty: the upstream
 	noProxy  string
 	noSums   string
@@ -88,7 +89,7 @@ func newMirror(t testing.TB, up *goupstream.Server, c mirrorConfig) *mirror {
 		Private: private, Patience: c.patience, TTL: c.ttl, Logger: log,
 	}
 	m := &mirror{}
-	hc := goproxy.Config{Logger: log}
+	hc := goproxy.Config{Prefix: c.prefix, Logger: log}
 	if !c.noDB {
 		m.Sums, err = sumdb.Open(sumdb.Config{Key: up.Key, Proxies: list.Proxies(), Upstream: client, StateDir: filepath.Join(c.dir, "state"), Cache: cache, Logger: log})
 		check(err)

@@ -1,13 +1,11 @@
 package goproxy
 
 import (
-	"net/http"
 	"net/url"
 	"strings"
 	"unicode"
 	"unicode/utf8"
 
-	"github.com/go-chi/chi/v5"
 	"golang.org/x/mod/module"
 
 	"github.com/pkgswarm/pkgswarm/registry/modules"
@@ -27,17 +25,10 @@ func (p path) String() string {
 	return p.module + "@" + p.version
 }
 
-// cleanPath returns the request's path without its first slash, decoded once, if
-// there is only one way to read it (SEC-40).
-func cleanPath(r *http.Request) (string, error) {
-	p, raw := r.URL.Path, r.URL.RawPath
-	if rc := chi.RouteContext(r.Context()); rc != nil && rc.RoutePath != "" {
-		// Mounted below another router, whose path is raw where there is a raw path.
-		p = rc.RoutePath
-		if raw != "" {
-			raw = rc.RoutePath
-		}
-	}
+// cleanPath returns a URL's path without its first slash, decoded once, if there is
+// only one way to read it (SEC-40).
+func cleanPath(u *url.URL) (string, error) {
+	p, raw := u.Path, u.RawPath
 	if len(p) > maxPath || len(raw) > maxPath {
 		return "", badRequest("path is too long")
 	}
@@ -63,11 +54,8 @@ func cleanPath(r *http.Request) (string, error) {
 	return p, nil
 }
 
-func parsePath(r *http.Request) (path, error) {
-	p, err := cleanPath(r)
-	if err != nil {
-		return path{}, err
-	}
+// parsePath parses the clean path of a module's file.
+func parsePath(p string) (path, error) {
 	esc, name, ok := strings.Cut(p, "/@v/")
 	if !ok {
 		if esc, ok = strings.CutSuffix(p, "/@latest"); !ok {
@@ -108,14 +96,9 @@ func parseVersion(mod, name string) (path, error) {
 	return path{}, notFound("no such file of a module: %s", printable(name))
 }
 
-// parseSumPath splits /sumdb/NAME/FILE. A name may have slashes; a file begins
-// with a known word.
-func parseSumPath(r *http.Request) (name, file string, err error) {
-	p, err := cleanPath(r)
-	if err != nil {
-		return "", "", err
-	}
-	p = strings.TrimPrefix(p, "sumdb/")
+// parseSumPath splits a clean path below sumdb/: NAME/FILE. A name may have slashes;
+// a file begins with a known word.
+func parseSumPath(p string) (name, file string, err error) {
 	for _, word := range []string{"/lookup/", "/tile/"} {
 		if i := strings.Index(p, word); i > 0 {
 			return p[:i], p[i+1:], nil

@@ -2,7 +2,6 @@ package goproxy
 
 import (
 	"errors"
-	"net/http"
 	"net/url"
 	"strings"
 	"testing"
@@ -24,8 +23,12 @@ func FuzzPaths(f *testing.F) {
 		if err != nil || !strings.HasPrefix(raw, "/") {
 			return
 		}
-		r := &http.Request{Method: "GET", URL: u}
-		p, err := parsePath(r)
+		clean, err := cleanPath(u)
+		if err != nil {
+			checkRefusal(t, raw, err)
+			return
+		}
+		p, err := parsePath(clean)
 		if err != nil {
 			checkRefusal(t, raw, err)
 		} else {
@@ -34,7 +37,7 @@ func FuzzPaths(f *testing.F) {
 				t.Errorf("%q: version %q", raw, p.version)
 			}
 		}
-		_, file, err := parseSumPath(r)
+		_, file, err := parseSumPath(clean)
 		if err != nil {
 			checkRefusal(t, raw, err)
 			return

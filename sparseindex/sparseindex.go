@@ -51,6 +51,8 @@ type Index interface {
 // Config configures a handler.
 type Config struct {
 	Index Index
+	// Prefix is the path below which the handler is, with a slash at its end; empty: /.
+	Prefix string
 	// BaseURL returns the URL of the handler's root, without a slash at the end, as
 	// the client of r reaches it. r's Host has been checked.
 	BaseURL func(r *http.Request) string
@@ -68,24 +70,51 @@ const (
 
 type handler struct {
 	Config
+	rest http.Handler // of what is no index file
 }
 
-// New returns a handler for the paths of the package comment, at its root.
+// New returns a handler for the paths of the package comment, below its prefix.
 func New(c Config) http.Handler {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	h := &handler{c}
+	if c.Prefix == "" {
+		c.Prefix = "/"
+	}
+	h := &handler{Config: c}
 	r := chi.NewRouter()
 	for _, method := range []string{http.MethodGet, http.MethodHead} {
-		r.MethodFunc(method, "/config.json", h.serveConfig)
-		r.MethodFunc(method, "/dl/{crate}/{version}/download", h.serveCrate)
-		r.MethodFunc(method, "/api/v1/crates", h.serveSearch)
-		r.MethodFunc(method, "/*", h.serveIndex)
+		r.MethodFunc(method, c.Prefix+"config.json", h.serveConfig)
+		r.MethodFunc(method, c.Prefix+"dl/{crate}/{version}/download", h.serveCrate)
+		r.MethodFunc(method, c.Prefix+"api/v1/crates", h.serveSearch)
+		r.MethodFunc(method, c.Prefix+"*", h.serveNoIndex)
 	}
-	r.HandleFunc("/api/v1/*", refuseAPI)
+	r.HandleFunc(c.Prefix+"api/v1/*", refuseAPI)
 	r.MethodNotAllowed(refuseAPI)
-	return r
+	h.rest = r
+	return h
+}
+
+// ServeHTTP answers for index files, which are most of what is asked for, without
+// a router.
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodGet || r.Method == http.MethodHead {
+		if name, err := h.indexName(r); err == nil {
+			h.serveIndex(w, r, name)
+			return
+		}
+	}
+	h.rest.ServeHTTP(w, r)
+}
+
+// indexName returns the crate whose index file is asked for.
+func (h *handler) indexName(r *http.Request) (registry.CrateName, error) {
+	return registry.ParseIndexPath(strings.TrimPrefix(r.URL.Path, h.Prefix))
+}
+
+func (h *handler) serveNoIndex(w http.ResponseWriter, r *http.Request) {
+	_, err := h.indexName(r)
+	h.fail(w, r, absent{err})
 }
 
 // serveConfig answers with a config.json that leads to this node by the name
@@ -107,12 +136,7 @@ func (h *handler) serveConfig(w http.ResponseWriter, r *http.Request) {
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(b))
 }
 
-func (h *handler) serveIndex(w http.ResponseWriter, r *http.Request) {
-	name, err := registry.ParseIndexPath(strings.TrimPrefix(r.URL.Path, "/"))
-	if err != nil {
-		h.fail(w, r, absent{err})
-		return
-	}
+func (h *handler) serveIndex(w http.ResponseWriter, r *http.Request, name registry.CrateName) {
 	f, err := h.Index.Index(r.Context(), name)
 	if err != nil {
 		h.fail(w, r, err)
@@ -125,21 +149,21 @@ func (h *handler) serveIndex(w http.ResponseWriter, r *http.Request) {
 	if f.Stale {
 		head.Set(staleHeader, "true")
 	}
-	body := f.Body
+	body, own := f.Body, [2]string{f.ETag}
 	if z := f.Gzip(); z != nil && acceptsGzip(r) {
 		body = z
 		head["Content-Encoding"] = gzipValue
-		head["Etag"] = []string{"W/" + f.ETag}
-	} else {
-		head["Etag"] = []string{f.ETag}
+		own[0] = "W/" + f.ETag
 	}
+	head["Etag"] = own[:1:1]
 	if matches(r.Header["If-None-Match"], f.ETag) {
 		delete(head, "Content-Encoding")
 		delete(head, "Content-Type")
 		w.WriteHeader(http.StatusNotModified)
 		return
 	}
-	head["Content-Length"] = []string{strconv.Itoa(len(body))}
+	own[1] = strconv.Itoa(len(body))
+	head["Content-Length"] = own[1:]
 	w.WriteHeader(http.StatusOK)
 	if r.Method != http.MethodHead {
 		w.Write(body)

@@ -79,10 +79,11 @@ func (fakeIndex) Search(q string, limit int) ([]crates.Match, int) {
 }
 
 func newServer(t *testing.T) *httptest.Server {
-	h := http.StripPrefix("/cargo", New(Config{
+	h := New(Config{
 		Index:   fakeIndex{},
+		Prefix:  "/cargo/",
 		BaseURL: func(r *http.Request) string { return "http://" + r.Host + "/cargo" },
-	}))
+	})
 	srv := httptest.NewServer(h)
 	t.Cleanup(srv.Close)
 	return srv

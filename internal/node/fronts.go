@@ -142,6 +142,7 @@ func (n *Node) mirrorCargo(c crates.Config, s cargoSource, public bool, dir, pre
 	}
 	h := sparseindex.New(sparseindex.Config{
 		Index:        mirror,
+		Prefix:       prefix,
 		BaseURL:      func(r *http.Request) string { return n.baseURL(r.Host) + strings.TrimSuffix(prefix, "/") },
 		AuthRequired: n.c.TokenFile != "",
 		Logger:       n.log,

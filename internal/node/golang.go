@@ -57,7 +57,8 @@ func (n *Node) openGo() error {
 	if mc.Private, err = n.privateSources(s); err != nil {
 		return err
 	}
-	hc := goproxy.Config{Logger: n.log}
+	const prefix = "/go/"
+	hc := goproxy.Config{Prefix: prefix, Logger: n.log}
 	n.sumKey = s.sumKey
 	if s.sumKey != "" {
 		db, err := sumdb.Open(sc)
@@ -71,7 +72,7 @@ func (n *Node) openGo() error {
 	}
 	n.modules = modules.New(mc)
 	hc.Modules = n.modules
-	n.fronts = append(n.fronts, front{name: "go", prefix: "/go/", h: goproxy.New(hc)})
+	n.fronts = append(n.fronts, front{name: "go", prefix: prefix, h: goproxy.New(hc)})
 	return nil
 }
 

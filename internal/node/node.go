@@ -358,7 +358,8 @@ func hasToken(given, token string) bool {
 	return subtle.ConstantTimeCompare([]byte(given), []byte(token)) == 1
 }
 
-// router returns the node's paths.
+// router returns the node's paths. The front ends' come first: they are most of what
+// is asked for.
 func (n *Node) router() http.Handler {
 	r := chi.NewRouter()
 	r.Get("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
@@ -374,12 +375,12 @@ func (n *Node) router() http.Handler {
 	if n.signed != nil {
 		r.Handle("/feeds/*", http.StripPrefix("/feeds", feed.Handler(signed.Feeds{Registry: n.signed})))
 	}
+	fronts := make([]front, len(n.fronts))
 	var modules http.Handler
-	for _, f := range n.fronts {
-		h := http.StripPrefix(strings.TrimSuffix(f.prefix, "/"), n.metrics.count(f.name, f.h))
-		r.Handle(f.prefix+"*", h)
-		if f.name == "go" {
-			modules = n.metrics.count(f.name, f.h)
+	for i, f := range n.fronts {
+		f.h = n.metrics.count(f.name, f.h)
+		if fronts[i] = f; f.name == "go" {
+			modules = f.h
 		}
 	}
 	r.NotFound(func(w http.ResponseWriter, req *http.Request) {
@@ -389,7 +390,15 @@ func (n *Node) router() http.Handler {
 		}
 		http.Error(w, "not found: no such page", http.StatusNotFound)
 	})
-	return r
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		for i := range fronts {
+			if strings.HasPrefix(req.URL.Path, fronts[i].prefix) {
+				fronts[i].h.ServeHTTP(w, req)
+				return
+			}
+		}
+		r.ServeHTTP(w, req)
+	})
 }
 
 func (n *Node) serveReady(w http.ResponseWriter, _ *http.Request) {
