@@ -21,9 +21,9 @@ type figure struct {
 	ours, theirs float64
 	against      string // whose theirs is; empty if nobody's
 	result       float64
-	form         string // of result, such as "%.2fx"
-	want         float64
-	least        bool // want is a lower bound, not an upper one
+	form         string  // of result, such as "%.2fx"
+	want         float64 // 0: no goal
+	least        bool    // want is a lower bound, not an upper one
 }
 
 var table struct {
@@ -57,18 +57,22 @@ func text(figures []figure) string {
 	w := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "goal\twhat\tours\tagainst\ttheirs\tresult\twanted\t")
 	for _, f := range figures {
-		theirs, bound, verdict := "", "<=", ""
+		theirs, wanted, verdict := "", "", ""
 		if f.against != "" {
 			theirs = fmt.Sprintf("%.4g", f.theirs)
 		}
-		if f.least {
-			bound = ">="
+		switch {
+		case f.want == 0:
+		case f.least:
+			wanted = fmt.Sprintf(">= "+f.form, f.want)
+		default:
+			wanted = fmt.Sprintf("<= "+f.form, f.want)
 		}
-		if f.least == (f.result < f.want) && f.result != f.want {
+		if f.want != 0 && f.result != f.want && f.least == (f.result < f.want) {
 			verdict = "MISSED"
 		}
-		fmt.Fprintf(w, "%s\t%s, %s\t%.4g\t%s\t%s\t"+f.form+"\t%s "+f.form+"\t%s\n",
-			f.goal, f.what, f.unit, f.ours, f.against, theirs, f.result, bound, f.want, verdict)
+		fmt.Fprintf(w, "%s\t%s, %s\t%.4g\t%s\t%s\t"+f.form+"\t%s\t%s\n",
+			f.goal, f.what, f.unit, f.ours, f.against, theirs, f.result, wanted, verdict)
 	}
 	w.Flush()
 	return out.String()

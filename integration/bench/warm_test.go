@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -24,7 +25,8 @@ func goModule(b testing.TB) *goupstream.Server {
 }
 
 // BenchmarkWarm is goals P1, P2 and P3: answers that a node holds, against nginx
-// and Go's file server with the same files.
+// and Go's file server with the same files and, where they are small, against what
+// net/http allows.
 func BenchmarkWarm(b *testing.B) {
 	goUp, cargoUp := goModule(b), madeUp(b, 1<<20, 50<<20)
 	n := startNode(b, node.Config{GoUpstream: goUp.URL, SumDB: goUp.Key, CargoUpstream: cargoUp.Index()})
@@ -36,7 +38,7 @@ func BenchmarkWarm(b *testing.B) {
 	for _, f := range []struct {
 		goal, what, path string
 		bytes            float64 // of a large file
-		nginx, server    float64 // what is wanted, as ratios; 0: nothing
+		nginx, server    float64 // what is wanted, as ratios; 0: no goal
 	}{
 		{"P1", ".info", mod + "@v/v1.0.0.info", 0, 0.45, 1.2},
 		{"P1", ".mod", mod + "@v/v1.0.0.mod", 0, 0.45, 1.2},
@@ -64,19 +66,22 @@ func BenchmarkWarm(b *testing.B) {
 			}
 			none := func() float64 { return 0 }
 			sides := []side{party("node", n.Addr().String(), f.path, none), party("FileServer", files, f.path, none)}
+			if f.bytes == 0 {
+				sides = append(sides, party("net/http", serve(b, fromMemory(b, filepath.Join(dir, filepath.FromSlash(f.path)))), f.path, none))
+			}
 			if ngx != "" {
 				sides = append(sides, party("nginx", ngx, f.path, nginxCPU))
 			}
 			perSecond := turns(b, sides...)
 			compare := func(unit string, figures map[string][]float64, against string, want float64) {
-				if theirs := figures[against]; theirs != nil && want > 0 {
+				if theirs := figures[against]; theirs != nil {
 					add(figure{f.goal, f.what, unit, median(figures["node"]), median(theirs), against, ratio(figures["node"], theirs), "%.2fx", want, true})
 				}
 			}
 			for _, against := range []struct {
 				name string
 				want float64
-			}{{"nginx", f.nginx}, {"FileServer", f.server}} {
+			}{{"nginx", f.nginx}, {"FileServer", f.server}, {"net/http", 0}} {
 				compare(unit+"/s", perSecond, against.name, against.want)
 				compare(unit+"/CPU s", perCPU, against.name, against.want)
 			}
@@ -100,4 +105,18 @@ func keep(b testing.TB, url, name string) {
 	if err := os.WriteFile(name, body, 0o644); err != nil {
 		b.Fatal(err)
 	}
+}
+
+// fromMemory answers every request with the bytes of a file and no header but the
+// length: what net/http allows.
+func fromMemory(b testing.TB, name string) http.Handler {
+	body, err := os.ReadFile(name)
+	if err != nil {
+		b.Fatal(err)
+	}
+	length := []string{strconv.Itoa(len(body))}
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header()["Content-Length"] = length
+		w.Write(body)
+	})
 }
