@@ -6,6 +6,11 @@ import (
 	"github.com/pkgswarm/pkgswarm/registry/pkglog"
 )
 
+// StoreOptions are those of a store to import into. Pebble takes what is gathered in
+// memory out of the cache, of which nothing would be left: the filters that tell
+// new logs from old ones would be read again and again.
+func StoreOptions() core.Options { return core.Options{CacheBytes: 40 << 20} }
+
 // CoreLogs are the package logs of an operator in a store.
 type CoreLogs struct {
 	Store    *core.Store

@@ -70,12 +70,16 @@ func (im *Importer) begin(src Source) (*run, error) {
 	return &run{Importer: im, src: src, at: at, stamps: st}, nil
 }
 
-// run lists, works and collects. jobs are collected in the order listed: the
+// jobsAhead is how many jobs may wait to be collected: so many that workers do not
+// stand still during a flush.
+const jobsAhead = 4096
+
+// run lists, works and collects. Jobs are collected in the order listed: the
 // capacity of the queue bounds how far workers run ahead of the slowest.
 func (r *run) run(ctx context.Context) error {
 	g, work := errgroup.WithContext(ctx)
 	todo := make(chan *job)
-	queue := make(chan *job, 64*r.c.Workers)
+	queue := make(chan *job, jobsAhead)
 	g.Go(func() error {
 		defer close(queue)
 		defer close(todo)

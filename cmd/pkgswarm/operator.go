@@ -10,6 +10,7 @@ import (
 	"github.com/gofrs/flock"
 
 	"github.com/pkgswarm/pkgswarm/core"
+	"github.com/pkgswarm/pkgswarm/importer"
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
 	"github.com/pkgswarm/pkgswarm/registry/catalog"
 )
@@ -66,7 +67,7 @@ func (op *operator) open(d dirs) (err error) {
 	if !locked {
 		return &exitError{exitInUse, errors.New("another process writes with this seed"), "wait until it is done"}
 	}
-	if op.store, err = core.OpenStore(storeDir(d.data), core.Options{}); err != nil {
+	if op.store, err = core.OpenStore(storeDir(d.data), importer.StoreOptions()); err != nil {
 		return err
 	}
 	op.memory, err = catalog.OpenMemory(headsDir(d.state))

@@ -31,9 +31,11 @@ type Change struct {
 type Writer struct {
 	core   WritableCore
 	memory *Memory
+	tree   *bee.Tree
 
-	mu   sync.RWMutex // guards what follows; held while flushing
-	tree *bee.Tree
+	writing sync.Mutex // held while the catalog is written; reading goes on
+
+	mu   sync.RWMutex // guards head, which only those change who hold writing
 	head Head
 }
 
@@ -98,10 +100,8 @@ func (w *Writer) Head() Head {
 	return w.head
 }
 
-// Entry returns the flushed entry of a key.
+// Entry returns the entry of a key as it was flushed last.
 func (w *Writer) Entry(ctx context.Context, key string) (e Entry, ok bool, err error) {
-	w.mu.RLock()
-	defer w.mu.RUnlock()
 	return getEntry(ctx, w.tree, key)
 }
 
@@ -195,8 +195,8 @@ func entries(ctx context.Context, t *bee.Tree, e pkglog.Ecosystem) iter.Seq2[Cha
 // last one if that is later, as one batch, and remembers the new head. On
 // return both are durable.
 func (w *Writer) Flush(ctx context.Context, changes []Change, at time.Time) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+	w.writing.Lock()
+	defer w.writing.Unlock()
 	if err := w.checkEvidence(); err != nil {
 		return err
 	}
@@ -227,7 +227,9 @@ func (w *Writer) Flush(ctx context.Context, changes []Change, at time.Time) erro
 	if err := b.Flush(ctx); err != nil {
 		return err
 	}
+	w.mu.Lock()
 	w.head = head
+	w.mu.Unlock()
 	return w.remember()
 }
 
@@ -265,8 +267,8 @@ func (w *Writer) remember() error {
 // Retire ends this catalog: next's takes its place. It returns what next's
 // catalog must begin with. SEC-17
 func (w *Writer) Retire(ctx context.Context, next *Operator) (Predecessor, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+	w.writing.Lock()
+	defer w.writing.Unlock()
 	b := w.tree.Batch()
 	if err := b.Put(ctx, []byte(successorKey), newSuccessor(w.Key(), next).encode()); err != nil {
 		return Predecessor{}, err
@@ -285,8 +287,8 @@ func PredecessorOf(c Core) Predecessor {
 
 // Succeed makes this catalog, which must be empty, the successor of p.
 func (w *Writer) Succeed(ctx context.Context, p Predecessor) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+	w.writing.Lock()
+	defer w.writing.Unlock()
 	if w.Length() > 0 {
 		return fmt.Errorf("catalog %s has begun already", w.Key().Short())
 	}

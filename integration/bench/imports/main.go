@@ -200,7 +200,7 @@ func measure(what, work string, open func() (importer.Source, error)) (c cost, e
 	}
 	defer stop()
 	start, cpu := time.Now(), cpuTime()
-	store, err := core.OpenStore(filepath.Join(work, "store"), core.Options{})
+	store, err := core.OpenStore(filepath.Join(work, "store"), importer.StoreOptions())
 	if err != nil {
 		return c, err
 	}
