@@ -142,21 +142,21 @@ func (h *handler) serveModule(w http.ResponseWriter, r *http.Request, clean stri
 		ctx = modules.HeldOnly(ctx)
 	}
 	if p.file == "zip" {
-		h.serveZip(w, r.WithContext(ctx), p)
+		h.serveZip(ctx, w, r, p)
 		return
 	}
-	ctx, cancel := withPatience(ctx, patience)
-	defer cancel()
+	limit := withPatience(ctx, patience)
+	defer limit.cancel()
 	var f *modules.File
 	switch p.file {
 	case "list":
-		f, err = h.modules.List(ctx, p.module)
+		f, err = h.modules.List(limit, p.module)
 	case "latest":
-		f, err = h.modules.Latest(ctx, p.module)
+		f, err = h.modules.Latest(limit, p.module)
 	case "info":
-		f, err = h.modules.Info(ctx, p.module, p.version)
+		f, err = h.modules.Info(limit, p.module, p.version)
 	case "mod":
-		f, err = h.modules.Mod(ctx, p.module, p.version)
+		f, err = h.modules.Mod(limit, p.module, p.version)
 	}
 	if err != nil {
 		h.fail(w, r, fmt.Errorf("%s: %w", p, err))
@@ -214,8 +214,8 @@ func conditional(r *http.Request) bool {
 	return false
 }
 
-func (h *handler) serveZip(w http.ResponseWriter, r *http.Request, p path) {
-	b, err := h.modules.Zip(r.Context(), p.module, p.version)
+func (h *handler) serveZip(ctx context.Context, w http.ResponseWriter, r *http.Request, p path) {
+	b, err := h.modules.Zip(ctx, p.module, p.version)
 	if err != nil {
 		h.fail(w, r, fmt.Errorf("%s: %w", p, err))
 		return
@@ -253,9 +253,9 @@ func (h *handler) serveSumDB(w http.ResponseWriter, r *http.Request, clean strin
 		h.fail(w, r, err)
 		return
 	}
-	ctx, cancel := withPatience(r.Context(), patience)
-	defer cancel()
-	body, cache, err := h.sumFile(ctx, file)
+	limit := withPatience(r.Context(), patience)
+	defer limit.cancel()
+	body, cache, err := h.sumFile(limit, file)
 	if err != nil {
 		h.fail(w, r, err)
 		return

@@ -63,7 +63,7 @@ func parsePath(p string) (path, error) {
 		}
 		name = "latest"
 	}
-	mod, err := module.UnescapePath(esc)
+	mod, err := unescapePath(esc)
 	if err != nil {
 		return path{}, notFound("%s", printable(err.Error()))
 	}
@@ -71,6 +71,17 @@ func parsePath(p string) (path, error) {
 		return path{module: mod, file: name}, nil
 	}
 	return parseVersion(mod, name)
+}
+
+// unescapePath is [module.UnescapePath]. Most paths have nothing to unescape: they
+// are checked only.
+func unescapePath(esc string) (string, error) {
+	for _, c := range []byte(esc) {
+		if c == '!' || 'A' <= c && c <= 'Z' || c >= utf8.RuneSelf {
+			return module.UnescapePath(esc)
+		}
+	}
+	return esc, module.CheckPath(esc)
 }
 
 // parseVersion parses the name of a file of one version.
@@ -118,7 +129,7 @@ func parseLookup(s string) (module.Version, error) {
 	if !ok {
 		return module.Version{}, notFound("look-up without a version")
 	}
-	path, err := module.UnescapePath(esc)
+	path, err := unescapePath(esc)
 	if err != nil {
 		return module.Version{}, notFound("%s", printable(err.Error()))
 	}

@@ -7,10 +7,9 @@ import (
 )
 
 // withPatience is [context.WithTimeout] for work that seldom waits: its timer is
-// made when somebody first waits for the context to end.
-func withPatience(parent context.Context, d time.Duration) (context.Context, context.CancelFunc) {
-	p := &patient{Context: parent, until: time.Now().Add(d)}
-	return p, p.cancel
+// made when somebody first waits for the context to end. Cancel it after use.
+func withPatience(parent context.Context, d time.Duration) *patient {
+	return &patient{Context: parent, until: time.Now().Add(d)}
 }
 
 type patient struct {

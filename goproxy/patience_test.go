@@ -51,9 +51,9 @@ func TestPatience(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		type key struct{}
 		parent, stop := context.WithCancel(context.WithValue(t.Context(), key{}, 1))
-		ctx, cancel := withPatience(parent, time.Second)
-		defer cancel()
-		if ctx.(*patient).waited != nil || ctx.Value(key{}) != 1 {
+		ctx := withPatience(parent, time.Second)
+		defer ctx.cancel()
+		if ctx.waited != nil || ctx.Value(key{}) != 1 {
 			t.Error("a new context has a timer, or no values")
 		}
 		child, cancelChild := context.WithCancel(ctx)
@@ -64,13 +64,13 @@ func TestPatience(t *testing.T) {
 			t.Errorf("ended after %v: %v", d, child.Err())
 		}
 
-		ctx, cancel = withPatience(parent, time.Second)
-		cancel()
+		ctx = withPatience(parent, time.Second)
+		ctx.cancel()
 		if ctx.Err() != context.Canceled {
 			t.Errorf("canceled before somebody waited: %v", ctx.Err())
 		}
-		ctx, cancel = withPatience(parent, time.Second)
-		defer cancel()
+		ctx = withPatience(parent, time.Second)
+		defer ctx.cancel()
 		if ctx.Err() != nil {
 			t.Error(ctx.Err())
 		}
@@ -78,14 +78,12 @@ func TestPatience(t *testing.T) {
 		if <-ctx.Done(); ctx.Err() != context.Canceled {
 			t.Errorf("with its parent: %v", ctx.Err())
 		}
-		ctx, cancel = withPatience(t.Context(), time.Hour)
-		cancel()
 		early, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		if ctx, _ := withPatience(early, time.Hour); ctx.Err() == nil {
-			if until, ok := ctx.Deadline(); !ok || time.Until(until) != time.Minute {
-				t.Errorf("Deadline = %v, want the parent's", until)
-			}
+		ctx = withPatience(early, time.Hour)
+		defer ctx.cancel()
+		if until, ok := ctx.Deadline(); !ok || time.Until(until) != time.Minute {
+			t.Errorf("Deadline = %v, want the parent's", until)
 		}
 	})
 }

@@ -134,7 +134,7 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if g.Upgrades != nil && g.Upgrades.take(w, r) {
 		return
 	}
-	if strings.Count(r.Header.Get("Range"), ",") >= MaxRanges {
+	if v := r.Header["Range"]; len(v) > 0 && strings.Count(v[0], ",") >= MaxRanges {
 		r.Header.Del("Range")
 	}
 	g.next.ServeHTTP(w, r)
@@ -170,6 +170,9 @@ func (g *guard) judge(r *http.Request) (int, string) {
 
 // cleanPath reports whether every reader of the path understands the same by it.
 func cleanPath(u *url.URL) bool {
+	if u.RawPath == "" && plain(u.Path) {
+		return true
+	}
 	esc := strings.ToLower(u.EscapedPath())
 	if strings.Contains(esc, "%2f") || strings.Contains(esc, "%5c") || !utf8.ValidString(u.Path) {
 		return false
@@ -183,6 +186,20 @@ func cleanPath(u *url.URL) bool {
 		if seg == "." || seg == ".." {
 			return false
 		}
+	}
+	return true
+}
+
+// plain reports whether a path is of printable ASCII without anything that could be
+// read in two ways. Nearly all are.
+func plain(path string) bool {
+	last := byte('/')
+	for i := range len(path) {
+		c := path[i]
+		if c <= ' ' || c >= 0x7f || c == '\\' || c == '%' || c == '.' && last == '/' {
+			return false
+		}
+		last = c
 	}
 	return true
 }
@@ -208,7 +225,7 @@ func (g *guard) hostAllowed(host string) bool {
 
 // sameSite reports whether the request does not come from another site's page.
 func (g *guard) sameSite(r *http.Request) bool {
-	if origins := r.Header.Values("Origin"); len(origins) > 0 {
+	if origins := r.Header["Origin"]; len(origins) > 0 {
 		u, err := url.Parse(origins[0])
 		if len(origins) > 1 || err != nil || !strings.EqualFold(u.Host, r.Host) || u.Scheme != "http" && u.Scheme != "https" {
 			return false

@@ -25,7 +25,7 @@ type File struct {
 	Stale bool
 
 	validators upstream.Validators // of the upstream
-	proven     bool                // in this process
+	proven     bool                // in this process, or nothing could prove it
 }
 
 func newFile(body []byte, v upstream.Validators, asked time.Time, permanent bool) *File {

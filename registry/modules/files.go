@@ -14,16 +14,19 @@ import (
 	"github.com/pkgswarm/pkgswarm/registry/upstream"
 )
 
-// file returns a file from memory, disk or upstream.
-func (m *Modules) file(ctx context.Context, w *wanted) (*File, error) {
-	r, err := m.route(w.path)
+// file returns the file called name below a module's path from memory, disk or
+// upstream. want describes it where it is not in memory.
+func (m *Modules) file(ctx context.Context, path, name string, want func() *wanted) (*File, error) {
+	r, err := m.route(path)
 	if err != nil {
 		return nil, err
 	}
-	key := r.prefix + w.path + "/" + w.name
-	if f, ok := m.memory.get(key); ok && (f.proven || w.h1 == nil) && f.fresh(m.conf.TTL, time.Now()) {
+	key := r.prefix + path + "/" + name
+	if f, ok := m.memory.get(key); ok && f.proven && f.fresh(m.conf.TTL, time.Now()) {
 		return f, nil
 	}
+	w := want()
+	w.path, w.name = path, name
 	if onlyHeld(ctx) {
 		f, err := m.held(ctx, key, w)
 		if err != nil {
@@ -83,9 +86,13 @@ func (m *Modules) held(ctx context.Context, key string, w *wanted) (*File, error
 	return f, nil
 }
 
-// proveFile proves f, which is not shared yet, unless it needs none or has been.
+// proveFile proves f, which is not shared yet, unless it has been.
 func (m *Modules) proveFile(ctx context.Context, w *wanted, f *File) error {
-	if w.h1 == nil || f.proven {
+	if f.proven {
+		return nil
+	}
+	if w.h1 == nil {
+		f.proven = true
 		return nil
 	}
 	h1, err := w.h1(ctx)
@@ -205,6 +212,7 @@ func (m *Modules) ask(ctx context.Context, r route, w *wanted, old *File) (*File
 		return nil, err
 	}
 	if w.h1 == nil {
+		f.proven = true
 		return f, nil
 	}
 	p := <-proof

@@ -173,7 +173,9 @@ type wanted struct {
 
 // List returns the version list of a module.
 func (m *Modules) List(ctx context.Context, path string) (*File, error) {
-	f, err := m.file(ctx, &wanted{path: path, name: "@v/list", kind: upstream.ModuleList, check: checkList, signed: (*pkglog.State).List})
+	f, err := m.file(ctx, path, "@v/list", func() *wanted {
+		return &wanted{kind: upstream.ModuleList, check: checkList, signed: (*pkglog.State).List}
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -182,7 +184,9 @@ func (m *Modules) List(ctx context.Context, path string) (*File, error) {
 
 // Latest returns the .info of a module's latest version, as the upstream sees it.
 func (m *Modules) Latest(ctx context.Context, path string) (*File, error) {
-	f, err := m.file(ctx, &wanted{path: path, name: "@latest", kind: upstream.ModuleInfo, check: checkInfo(""), signed: signedLatest})
+	f, err := m.file(ctx, path, "@latest", func() *wanted {
+		return &wanted{kind: upstream.ModuleInfo, check: checkInfo(""), signed: signedLatest}
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -207,17 +211,17 @@ func (m *Modules) info(ctx context.Context, path, version string) (*File, error)
 	if err != nil {
 		return nil, &upstream.Error{URL: path, Class: upstream.ErrNotFound, Err: err}
 	}
-	w := &wanted{path: path, name: "@v/" + esc + ".info", kind: upstream.ModuleInfo, check: checkInfo("")}
-	if Canonical(version) {
-		w.forever, w.check = true, checkInfo(version)
-		w.signed = func(st *pkglog.State) []byte {
+	return m.file(ctx, path, "@v/"+esc+".info", func() *wanted {
+		if !Canonical(version) {
+			return &wanted{kind: upstream.ModuleInfo, check: checkInfo("")}
+		}
+		return &wanted{kind: upstream.ModuleInfo, forever: true, check: checkInfo(version), signed: func(st *pkglog.State) []byte {
 			if v := st.Module(version); v != nil {
 				return v.Info
 			}
 			return nil
-		}
-	}
-	return m.file(ctx, w)
+		}}
+	})
 }
 
 func signedLatest(st *pkglog.State) []byte {
@@ -247,20 +251,21 @@ func (m *Modules) Mod(ctx context.Context, path, version string) (*File, error) 
 	if err != nil {
 		return nil, &upstream.Error{URL: path, Class: upstream.ErrNotFound, Err: err}
 	}
-	w := &wanted{path: path, name: "@v/" + esc + ".mod", kind: upstream.ModuleFile, forever: true, check: checkMod}
-	w.signed = func(st *pkglog.State) []byte {
-		if v := st.Module(version); v != nil {
-			return v.Mod
+	return m.file(ctx, path, "@v/"+esc+".mod", func() *wanted {
+		w := &wanted{kind: upstream.ModuleFile, forever: true, check: checkMod, signed: func(st *pkglog.State) []byte {
+			if v := st.Module(version); v != nil {
+				return v.Mod
+			}
+			return nil
+		}}
+		if r.sums {
+			w.h1 = func(ctx context.Context) (string, error) {
+				rec, err := m.vouch(ctx, module.Version{Path: path, Version: version})
+				return rec.Mod, err
+			}
 		}
-		return nil
-	}
-	if r.sums {
-		w.h1 = func(ctx context.Context) (string, error) {
-			rec, err := m.vouch(ctx, module.Version{Path: path, Version: version})
-			return rec.Mod, err
-		}
-	}
-	return m.file(ctx, w)
+		return w
+	})
 }
 
 // prove checks the go.mod file body against its proven hash.

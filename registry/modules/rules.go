@@ -49,11 +49,14 @@ func infoTime(body []byte) time.Time {
 
 // refuseResolved is refuse for the version that an .info names.
 func (m *Modules) refuseResolved(path string, f *File) error {
+	if m.conf.Rules.Empty() {
+		return nil
+	}
 	var info struct {
 		Version string
 		Time    time.Time
 	}
-	if m.conf.Rules.Empty() || json.Unmarshal(f.Body, &info) != nil {
+	if json.Unmarshal(f.Body, &info) != nil {
 		return nil
 	}
 	r := m.conf.Rules.Refuse(path, info.Version, info.Time, time.Now())
