@@ -377,7 +377,7 @@ func (f *goFlags) openSums(srcs *sources, client *upstream.Client) (importer.Sum
 	if err != nil {
 		return nil, err
 	}
-	db, err := sumdb.Open(sumdb.Config{Key: f.sumdb, URL: f.sumdbURL, Proxies: []string{f.proxy}, Upstream: client, StateDir: f.state, Cache: cache})
+	db, err := sumdb.Open(sumdb.Config{Key: f.sumdb, URL: f.sumdbURL, Proxies: []string{f.proxy}, Upstream: client, StateDir: f.state, Cache: cache, NoRecords: true})
 	if err != nil {
 		return nil, err
 	}

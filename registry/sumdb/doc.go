@@ -1,12 +1,16 @@
 // Package sumdb follows a Go checksum database and proves go.sum lines with it,
 // also offline.
 //
-// A [DB] keeps the newest signed tree it has verified. Every look-up, by the
-// client of golang.org/x/mod/sumdb, checks the signature of the tree that the
-// answer came with, that this tree and the kept one are one history, and that
-// the record is in it; then the newer of the two is kept. The record must be of
-// the module asked for. A tree that forks from the kept one is saved as evidence
-// and nothing that came with it is believed.
+// A [DB] keeps the newest signed tree it has verified. Every look-up checks the
+// signature of the tree that the answer came with, that this tree and the kept one
+// are one history, and, once the newer of the two is kept, that the record is in
+// it. The record must be of the module asked for. A tree that forks from the kept
+// one is saved as evidence and nothing that came with it is believed. The proofs
+// are those of golang.org/x/mod/sumdb/tlog; its client, which keeps all it has seen
+// for ever, errors too, is not used.
+//
+// What was verified once is not verified again: a tree with the same note, or the
+// way to the root of a tile in memory. A record is then the hash of a few lines.
 //
 // # What is on disk
 //

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"sync"
 
-	"golang.org/x/mod/sumdb"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -54,18 +53,10 @@ func (h *headFile) load() (tlog.Tree, []byte) {
 	return h.tree, h.signed
 }
 
-// swap replaces the note old by signed, which has been verified to extend it. The
-// error is [sumdb.ErrWriteConflict] if old is not the kept one.
-func (h *headFile) swap(old, signed []byte) error {
-	tree, err := openTree(signed, h.verifier)
-	if err != nil {
-		return err
-	}
+// set keeps tree, of the note signed, which was verified to extend the kept one.
+func (h *headFile) set(tree tlog.Tree, signed []byte) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !bytes.Equal(old, h.signed) {
-		return sumdb.ErrWriteConflict
-	}
 	if tree.N < h.tree.N {
 		return fmt.Errorf("tree %d would replace tree %d", tree.N, h.tree.N) // SEC-6
 	}

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,7 +16,6 @@ import (
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/mod/module"
-	"golang.org/x/mod/sumdb"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 	"golang.org/x/sync/singleflight"
@@ -30,6 +28,7 @@ const (
 	tileHeight   = 8                // the only one that go asks for
 	maxRecords   = 16_384           // verified records in memory
 	maxTiles     = 2_048            // verified tiles in memory, 8 KiB each
+	maxTrees     = 64               // verified trees in memory, besides the newest
 	lookupLimit  = 25 * time.Second // for one look-up with its tiles
 	latestFresh  = 30 * time.Second // before the database is asked for a newer tree again
 	latestNeeded = time.Second      // the same, when a client knows a newer tree than we do
@@ -63,7 +62,9 @@ type Config struct {
 	// StateDir is the node's state directory; see the package comment.
 	StateDir string
 	Cache    *filecache.Cache
-	Logger   *slog.Logger // nil discards
+	// NoRecords keeps records in memory only, for who asks for each once.
+	NoRecords bool
+	Logger    *slog.Logger // nil discards
 }
 
 // A DB is a checksum database as far as this node has verified it. It is safe
@@ -77,9 +78,13 @@ type DB struct {
 	cache    *filecache.Cache
 	log      *slog.Logger
 
+	keepRecords bool
+
 	records    *lru.Cache[string, Record]    // by escaped module@version
 	tiles      *lru.Cache[tlog.Tile, []byte] // by coordinates with W 0: the widest known
 	flights    singleflight.Group            // look-ups
+	trees      *lru.Cache[string, struct{}]  // notes of one history with the kept tree
+	advancing  sync.Mutex                    // held while a tree is compared with the kept one and put in its place
 	refreshing sync.Mutex                    // held while the latest tree is asked for
 	asked      atomic.Int64                  // when the latest tree was last asked for, Unix ns
 	forks      atomic.Int64
@@ -116,10 +121,14 @@ func Open(c Config) (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
+	trees, err := lru.New[string, struct{}](maxTrees)
+	if err != nil {
+		return nil, err
+	}
 	return &DB{
 		name: v.Name(), key: c.Key, verifier: v, head: head, cache: c.Cache, log: log,
 		remote:  newRemote(v.Name(), c),
-		records: records, tiles: tiles,
+		records: records, tiles: tiles, trees: trees, keepRecords: !c.NoRecords,
 	}, nil
 }
 
@@ -198,48 +207,6 @@ func escape(m module.Version) (string, error) {
 		return "", fmt.Errorf("module name of %d bytes", len(path)+len(version))
 	}
 	return path + "@" + version, nil
-}
-
-// prove looks a record up, from the cache or else the database, and verifies it.
-// A cache that does not verify is passed over: it may be damaged, or hostile.
-func (db *DB) prove(ctx context.Context, m module.Version, key string) (r Record, err error) {
-	defer func() {
-		if p := recover(); p != nil { // REL-16: singleflight would end the process
-			db.log.Error("panic in a look-up", "module", m.Path, "version", m.Version, "panic", p, "stack", string(debug.Stack()))
-			err = errors.New("internal error")
-		}
-	}()
-	s := &session{db: db, ctx: ctx}
-	r, err = s.lookup(m, key)
-	if err != nil && s.cached.Load() && ctx.Err() == nil {
-		again := &session{db: db, ctx: ctx, fresh: true}
-		if r2, err2 := again.lookup(m, key); err2 == nil || !errors.Is(err2, upstream.ErrUnreachable) {
-			r, err = r2, err2
-		}
-	}
-	if errors.Is(err, ErrMismatch) {
-		if fork := db.compareAnswer(ctx, s.answer); fork != nil {
-			return r, fork
-		}
-	}
-	return r, err
-}
-
-// compareAnswer looks for a fork behind an answer that does not verify. The
-// client of x/mod finds one only if it happens to hold no tiles of its own.
-func (db *DB) compareAnswer(ctx context.Context, answer []byte) error {
-	_, _, signed, err := tlog.ParseRecord(answer)
-	if err != nil {
-		return nil
-	}
-	tree, err := openTree(signed, db.verifier)
-	if err != nil {
-		return nil
-	}
-	if err := db.compare(ctx, tree, signed); errors.Is(err, ErrFork) {
-		return err
-	}
-	return nil
 }
 
 // newRecord returns the record with the given text if it is of m.
@@ -324,26 +291,24 @@ func (db *DB) advance(ctx context.Context, signed []byte) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrMismatch, err)
 	}
-	for {
-		kept, keptSigned := db.head.load()
-		if err := db.compare(ctx, tree, signed); err != nil {
-			return err
-		}
-		if tree.N <= kept.N {
-			return nil
-		}
-		// Once more, keeping the tiles that show the kept tree in the new one.
-		err := db.proving(ctx, func(r tlog.TileReader) error {
-			_, err := tlog.TreeHash(kept.N, tlog.TileHashReader(tree, r))
-			return err
-		})
-		if err != nil {
-			return fmt.Errorf("tiles of tree %d: %w", tree.N, err)
-		}
-		if err := db.head.swap(keptSigned, signed); err != sumdb.ErrWriteConflict {
-			return err
-		}
+	db.advancing.Lock()
+	defer db.advancing.Unlock()
+	if err := db.compare(ctx, tree, signed); err != nil {
+		return err
 	}
+	kept, _ := db.head.load()
+	if tree.N <= kept.N {
+		return nil
+	}
+	// Once more, keeping the tiles that show the kept tree in the new one.
+	err = db.proving(ctx, func(r tlog.TileReader) error {
+		_, err := tlog.TreeHash(kept.N, tlog.TileHashReader(tree, r))
+		return err
+	})
+	if err != nil {
+		return mismatch(fmt.Errorf("tiles of tree %d: %w", tree.N, err))
+	}
+	return db.head.set(tree, signed)
 }
 
 // compare returns [ErrFork], having reported it, if tree and the kept tree are
@@ -363,7 +328,7 @@ func (db *DB) compare(ctx context.Context, tree tlog.Tree, signed []byte) error 
 		// Tiles of the kept tree may be at hand; those of the other are its own.
 		r := &reader{db: db, ctx: ctx, fresh: newer == tree, bare: true}
 		if h, err = tlog.TreeHash(older.N, tlog.TileHashReader(newer, r)); err != nil {
-			return fmt.Errorf("check tree %d against tree %d: %w", older.N, newer.N, err)
+			return mismatch(fmt.Errorf("check tree %d against tree %d: %w", older.N, newer.N, err))
 		}
 	}
 	if h == older.Hash {

@@ -345,7 +345,7 @@ func TestHeadNeverGoesBack(t *testing.T) {
 	if _, err := db.Lookup(t.Context(), mod("a", 1)); err != nil {
 		t.Fatal(err)
 	}
-	_, old := db.head.load()
+	oldTree, old := db.head.load()
 	oldCache := &dirs{state: d.state, cache: t.TempDir()}
 	if err := os.CopyFS(oldCache.cache, os.DirFS(d.cache)); err != nil {
 		t.Fatal(err)
@@ -354,11 +354,11 @@ func TestHeadNeverGoesBack(t *testing.T) {
 	if _, err := db.Lookup(t.Context(), mod("b", 499)); err != nil {
 		t.Fatal(err)
 	}
-	head, signed := db.head.load()
+	head, _ := db.head.load()
 	if head.N != 600 {
 		t.Fatalf("kept tree has %d records, want 600", head.N)
 	}
-	if err := db.head.swap(signed, old); err == nil {
+	if err := db.head.set(oldTree, old); err == nil {
 		t.Error("an older tree replaced a newer one")
 	}
 	db = openDB(t, f, oldCache)
@@ -576,6 +576,48 @@ func TestRemoteRoots(t *testing.T) {
 		db := must(Open(Config{Key: f.vkey, Proxies: []string{"http://p1.test/go/", "http://p2.test"}, Upstream: up, StateDir: t.TempDir(), Cache: c}))
 		if _, err := db.Lookup(t.Context(), mod("a", 1)); err != nil || asked != tt.want {
 			t.Errorf("without %v, down %v: asked %s, %v, want %s", tt.without, tt.down, asked, err, tt.want)
+		}
+	}
+}
+
+// Who asks for each record once keeps none of them, and pays for each with one
+// request: trees and tiles that were verified are not verified again. What is not
+// in them is refused all the same. SEC-4
+func TestNoRecords(t *testing.T) {
+	f := newFake(t)
+	f.grow(t, "a", 600)
+	c, err := filecache.Open(t.TempDir(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	db, err := Open(Config{Key: f.vkey, URL: "http://sum.test", Upstream: f, StateDir: t.TempDir(), Cache: c, NoRecords: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 256 { // all that tile 0 has
+		if r, err := db.Lookup(t.Context(), mod("a", i)); err != nil || r.Zip != hashOf(mod("a", i).Path+mod("a", i).Version) {
+			t.Fatalf("record %d: %+v, %v", i, r, err)
+		}
+	}
+	if n := len(f.asked); n > 256+8 {
+		t.Errorf("%d requests for 256 records", n)
+	}
+	c.Keys("sumdb sum.test lookup/", func(key string) bool { t.Errorf("%s was kept", key); return true })
+
+	db.records.Purge()
+	for name, tamper := range map[string]func(string, []byte) []byte{
+		"changed record": func(path string, body []byte) []byte { return bytes.Replace(body, []byte("h1:"), []byte("h1:A"), 1) },
+		"other number":   func(path string, body []byte) []byte { return append([]byte("1"), body...) },
+		"other module": func(path string, body []byte) []byte {
+			w := httptest.NewRecorder()
+			f.h.ServeHTTP(w, httptest.NewRequest("GET", "/lookup/example.com/a@v1.0.77", nil))
+			return w.Body.Bytes()
+		},
+	} {
+		f.tamper = tamper
+		if r, err := db.Lookup(t.Context(), mod("a", 12)); !errors.Is(err, ErrMismatch) {
+			t.Errorf("%s: %+v, %v", name, r, err)
 		}
 	}
 }

@@ -219,7 +219,7 @@ func measureModules(dir string, modules int) (err error) {
 	if err != nil {
 		return err
 	}
-	db, err := sumclient.Open(sumclient.Config{Key: key, Proxies: []string{url}, Upstream: client, StateDir: filepath.Join(work, "state"), Cache: cache})
+	db, err := sumclient.Open(sumclient.Config{Key: key, Proxies: []string{url}, Upstream: client, StateDir: filepath.Join(work, "state"), Cache: cache, NoRecords: true})
 	if err != nil {
 		return err
 	}
