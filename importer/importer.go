@@ -140,7 +140,7 @@ type Config struct {
 	// is after a crash would be forked by the next append.
 	Served bool
 
-	Workers int              // packages in work at a time; 0 means as many as processors
+	Workers int              // packages in work at a time; 0 means twice as many as processors
 	Report  func(Problem)    // is told each problem; nil ignores them
 	Status  func(Progress)   // is told progress now and then; nil ignores it
 	Logger  *slog.Logger     // nil discards
@@ -170,7 +170,7 @@ type Importer struct {
 // New returns an importer.
 func New(c Config) *Importer {
 	if c.Workers <= 0 {
-		c.Workers = runtime.GOMAXPROCS(0)
+		c.Workers = 2 * runtime.GOMAXPROCS(0)
 	}
 	if c.flushEvery == 0 {
 		c.flushEvery = FlushEvery

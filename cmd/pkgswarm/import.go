@@ -44,7 +44,7 @@ func (f *importFlags) add(cmd *cobra.Command) {
 	fl.DurationVar(&f.every, "every", time.Minute, "how often to look for changes with --watch")
 	fl.StringVar(&f.artifacts, "artifacts", "", "fetch, verify and seed the files as well: all, or those of a lock file (lock:`FILE`)")
 	fl.Lookup("artifacts").NoOptDefVal = "all"
-	fl.IntVar(&f.workers, "workers", 0, "packages in work at a time (default: one for each processor)")
+	fl.IntVar(&f.workers, "workers", 0, "packages in work at a time (default: two for each processor)")
 	fl.BoolVar(&f.allowRemoval, "allow-removal", false, "let an index that lacks more than a tenth of the packages remove them")
 	fl.StringSliceVar(&f.listen, "swarm-listen", nil, "accept peers at `ADDR` while watching; may be repeated")
 	fl.StringSliceVar(&f.peers, "peer", nil, "connect to the peer at `ADDR` while watching; may be repeated")
