@@ -93,6 +93,8 @@ func (r *replica) Update(ctx context.Context) error {
 	return translate(err)
 }
 
+func (r *replica) Expect(length uint64) { r.session.Expect(length) }
+
 func (r *replica) Download(ctx context.Context, lo, hi uint64) error {
 	if absent, err := r.Core.NextAbsent(lo, hi); err == nil && absent >= hi {
 		return nil

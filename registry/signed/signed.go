@@ -5,8 +5,8 @@
 // Each configured catalog is followed by [Registry.Run]: its whole core is held
 // before names are looked up in it, so that a look-up tells no peer anything
 // about the name, not even where it sorts (SEC-61). A package's log is then the
-// only thing to fetch, in two round trips: its head with a proof, and its
-// blocks, all at once.
+// only thing to fetch, in two round trips: one in which a peer says that it has
+// the log, and one for its head with a proof and its blocks, all at once.
 package signed
 
 import (
@@ -34,6 +34,9 @@ type Replica interface {
 	// Update asks peers for a longer tree and returns when they have answered, or
 	// with ctx if there is none to ask.
 	Update(ctx context.Context) error
+	// Expect says that all blocks of a tree of at least that length will be wanted,
+	// so that they can come with it. It does not wait.
+	Expect(length uint64)
 	// Download fetches the blocks [lo, hi) that are not here, many at a time.
 	Download(ctx context.Context, lo, hi uint64) error
 	// Changed is closed when the core has grown since the call.
@@ -280,6 +283,7 @@ func (r *Registry) fetch(ctx context.Context, e catalog.Entry, h pkglog.Header) 
 		return nil, err
 	}
 	defer log.Close()
+	log.Expect(e.Length)
 	if err := r.reach(ctx, log, e.Length); err != nil {
 		return nil, fmt.Errorf("log of %s: %w", h.Name(), err)
 	}

@@ -156,6 +156,8 @@ type storeReplica struct {
 
 func (r *storeReplica) Changed() <-chan struct{} { return nil }
 
+func (r *storeReplica) Expect(uint64) {}
+
 // Update takes up the tree of each peer that extends ours.
 func (r *storeReplica) Update(context.Context) error {
 	err := errors.New("no peer has it")

@@ -171,6 +171,7 @@ func (f *feed) fill(p *peer) {
 	}
 	f.askManifest(p)
 	f.askUpgrade(p)
+	f.askExpected(p)
 	f.askSeeks(p)
 	for room := f.room(p); room > 0; room-- {
 		if !f.askNext(p) {
@@ -211,6 +212,31 @@ func (f *feed) askUpgrade(p *peer) {
 	}
 	f.upgrade = req
 	f.ask(p, req, priority)
+	f.promiseRoots(p, req)
+}
+
+// askExpected asks p, which is about to prove a longer tree, for the blocks of it
+// that are expected to be wanted. f.mu is held.
+func (f *feed) askExpected(p *peer) {
+	end := min(f.expected, f.coming(p), f.tree.Length+maxExpected)
+	for i := f.tree.Length; i < end && f.room(p) > 0; i++ {
+		if b := f.blocks[i]; b != nil && (len(b.reqs) > 0 || b.timid) || !p.offers(i) {
+			continue
+		}
+		if !f.r.download.turn(f, 0, f.pumpSoon) {
+			return
+		}
+		f.askBlock(p, f.block(i), false) // urgent ones would overtake the tree
+	}
+}
+
+// coming returns the length of the tree that p is proving, or of the one that is
+// here. f.mu is held.
+func (f *feed) coming(p *peer) uint64 {
+	if r := f.upgrade; r != nil && r.p == p && p.inFlight[r.id] == r {
+		return max(r.msg.Upgrade.Start+r.msg.Upgrade.Length, f.tree.Length)
+	}
+	return f.tree.Length
 }
 
 // askNext asks p for one block. It returns false if there is none to ask for, or

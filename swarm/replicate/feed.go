@@ -41,6 +41,7 @@ type feed struct {
 	ranges []*download
 	seeks  []*seek
 
+	expected uint64   // blocks below are wanted with the tree; see Session.Expect
 	upgrade  *request // in flight
 	askedFor *request // manifest request in flight
 	reorg    *reorg

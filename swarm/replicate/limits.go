@@ -41,6 +41,10 @@ const (
 	// more are not sent.
 	maxPushes = 4096
 
+	// maxExpected bounds the blocks that are asked for with the tree that they belong
+	// to, which is not known to be as long as a peer says.
+	maxExpected = 1024
+
 	// maxInFlight bounds the requests that wait for one peer, over all cores.
 	maxInFlight = 256
 

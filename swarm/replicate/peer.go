@@ -217,9 +217,9 @@ func (f *feed) onSync(p *peer, m syncMessage) error {
 	}
 	f.checkHead(p)
 	f.checkFork(p)
-	if first && m.length > 0 && len(f.urgent) > 0 {
-		// The range that says which blocks it has is right behind; the first
-		// block can then come with the upgrade.
+	if first && m.length > 0 && (len(f.urgent) > 0 || f.expected > f.tree.Length) {
+		// The range that says which blocks it has is right behind; blocks can then
+		// come with the upgrade.
 		time.AfterFunc(rangeGrace, func() {
 			f.mu.Lock()
 			defer f.mu.Unlock()

@@ -99,9 +99,16 @@ func (f *feed) ask(p *peer, req *request, priority uint64) {
 	f.arm()
 }
 
-// finish takes req out of flight; took is how long the answer needed, 0 if
-// there was none. f.mu is held.
+// finish ends req; took is how long the answer needed, 0 if there was none. f.mu is
+// held.
 func (f *feed) finish(req *request, took time.Duration) {
+	f.land(req, took)
+	f.forget(req)
+}
+
+// land takes req out of flight. What it asked for is not asked for again until
+// forget is called, when the answer has been stored.
+func (f *feed) land(req *request, took time.Duration) {
 	p := req.p
 	if p.inFlight[req.id] != req {
 		return
@@ -115,11 +122,16 @@ func (f *feed) finish(req *request, took time.Duration) {
 		p.promised = nil
 	}
 	p.c.answered(p, len(p.inFlight) == 0, took)
+}
+
+// forget makes what req asked for be asked for again unless it is here.
+func (f *feed) forget(req *request) {
 	if b := req.block; b != nil {
 		b.reqs = slices.DeleteFunc(b.reqs, func(r *request) bool { return r == req })
 	}
 	if f.upgrade == req {
 		f.upgrade = nil
+		f.signal()
 	}
 	if f.askedFor == req {
 		f.askedFor = nil
@@ -231,7 +243,7 @@ func (f *feed) askBlock(p *peer, b *block, urgent bool) {
 // missing returns the number of steps from node n up to one that is stored, or
 // that another answer of p will bring first: then the request is bold.
 func (f *feed) missing(p *peer, n uint64, timid bool) (steps uint64, bold bool) {
-	head := 2 * f.tree.Length
+	head := 2 * f.coming(p)
 	for ; !flattree.Contains(n, head); n = flattree.Parent(n) {
 		if r := p.promised[n]; r != nil && !timid && !r.late && p.inFlight[r.id] == r {
 			return steps, true
@@ -257,6 +269,20 @@ func (f *feed) promise(p *peer, req *request, n, steps uint64) {
 	for range steps {
 		p.promised[flattree.Sibling(n)] = req
 		n = flattree.Parent(n)
+		p.promised[n] = req
+	}
+}
+
+// promiseRoots notes that the answer to req, an upgrade, will bring the roots of
+// its tree.
+func (f *feed) promiseRoots(p *peer, req *request) {
+	if f.expected <= f.tree.Length {
+		return // nothing will be asked for that relies on them
+	}
+	if p.promised == nil {
+		p.promised = make(map[uint64]*request)
+	}
+	for _, n := range flattree.AppendRoots(nil, f.coming(p)) {
 		p.promised[n] = req
 	}
 }
@@ -341,7 +367,7 @@ func (f *feed) receive(p *peer, a *answer) (store bool, err error) {
 		return false, f.onUnasked(p, proof, a.id)
 	}
 	now := time.Now()
-	f.finish(req, now.Sub(req.sent))
+	f.land(req, now.Sub(req.sent))
 	p.stalled, p.heard = false, now
 	if !req.matches(proof) {
 		f.giveUp(req)
@@ -351,8 +377,10 @@ func (f *feed) receive(p *peer, a *answer) (store bool, err error) {
 	}
 	switch req.why {
 	case forHead:
+		f.forget(req)
 		return false, f.onHead(p, proof)
 	case forReorg:
+		f.forget(req)
 		return false, f.onReorg(p, req, proof)
 	}
 	a.req = req
@@ -387,6 +415,7 @@ func (a answer) overtaken(length uint64) bool {
 
 // accepted goes on after proof was stored. f.mu is held.
 func (f *feed) accepted(p *peer, req *request, proof *merkle.Proof, applied core.Applied) {
+	f.forget(req)
 	if applied.Upgraded {
 		p.failures = 0
 		p.checked = max(p.checked, applied.Length)
@@ -413,6 +442,7 @@ func (f *feed) accepted(p *peer, req *request, proof *merkle.Proof, applied core
 // refused goes on after a was not stored because of err. f.mu is held.
 func (f *feed) refused(p *peer, a answer, err error) error {
 	req := a.req
+	f.forget(req)
 	switch {
 	case a.overtaken(f.tree.Length):
 		f.giveUp(req)
@@ -538,8 +568,8 @@ func (f *feed) blockDone(b *block) {
 	b.resolve(nil)
 	delete(f.blocks, b.index)
 	for _, req := range slices.Clone(b.reqs) {
-		if req.why == forUpgrade {
-			continue // its upgrade is still wanted
+		if req.why == forUpgrade || req.p.inFlight[req.id] != req {
+			continue // its upgrade is still wanted, or its answer is being stored
 		}
 		req.p.send(msgCancel, appendCancel(nil, req.id))
 		req.p.pardoned++

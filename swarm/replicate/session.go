@@ -203,7 +203,7 @@ func (f *feed) forsake(b *block) {
 		return
 	}
 	for _, req := range slices.Clone(b.reqs) {
-		if req.why == forBlock {
+		if req.why == forBlock && req.p.inFlight[req.id] == req {
 			req.p.send(msgCancel, appendCancel(nil, req.id))
 			req.p.pardoned++
 			f.finish(req, 0)
@@ -442,6 +442,19 @@ func (s *Session) Prefetch(blocks ...uint64) {
 		}
 	}
 	s.f.pump()
+}
+
+// Expect says that the core has at least length blocks and that all of them will
+// be wanted. They are then asked for in one round trip with the tree that they
+// belong to, instead of in the one after it. It is a hint: what is asked for is
+// still to be had with Update and Download.
+func (s *Session) Expect(length uint64) {
+	s.f.mu.Lock()
+	defer s.f.mu.Unlock()
+	if length > s.f.expected {
+		s.f.expected = length
+		s.f.pump()
+	}
 }
 
 // SendBest sends an extension message to one peer: of those that have the whole

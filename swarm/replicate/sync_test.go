@@ -70,6 +70,54 @@ func TestGetFromWriter(t *testing.T) {
 	})
 }
 
+// TestExpected counts the round trips to a core that is not here: one to open it
+// and be told how long it is, and one for the tree with all its blocks. One of which
+// the beginning is here takes one more, in which the peer hears how long that is.
+func TestExpected(t *testing.T) {
+	for _, blocks := range []int{1, 2, 3, 7, 8, 30} {
+		for _, grow := range []int{0, 1, 5, 24} {
+			simulate(t, func(t *testing.T, ctx context.Context) {
+				const delay = 25 * time.Millisecond
+				w := singleWriter(1)
+				w.appendN(blocks, 200)
+				a, b := newNode(t, 1, w), newNode(t, 2)
+				l := (&link{delay: delay}).connect(ctx, a, b)
+				expect := func() time.Duration {
+					n := w.Tree().Length
+					start := time.Now()
+					s, got := b.open(w.key, SessionOptions{NoReorg: true})
+					defer s.Close()
+					s.Expect(n)
+					if _, err := s.Update(ctx); err != nil {
+						t.Fatal(err)
+					}
+					if err := s.Download(ctx, 0, n); err != nil {
+						t.Fatal(err)
+					}
+					sameBlocks(t, got, w)
+					if got.applied != int(n) {
+						t.Errorf("%d blocks were stored for %d", got.applied, n)
+					}
+					return time.Since(start)
+				}
+				if d := expect(); d > 2*2*delay+rangeGrace {
+					t.Errorf("%d blocks took %v", blocks, d)
+				}
+				if grow == 0 {
+					l.cut()
+					return
+				}
+				time.Sleep(time.Second)
+				w.appendN(grow, 200)
+				if d := expect(); d > 3*2*delay+rangeGrace {
+					t.Errorf("%d blocks more than %d took %v", grow, blocks, d)
+				}
+				l.cut()
+			})
+		}
+	}
+}
+
 func TestWaitsForPeersAndBlocks(t *testing.T) {
 	simulate(t, func(t *testing.T, ctx context.Context) {
 		w := singleWriter(1)
