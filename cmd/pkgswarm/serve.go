@@ -205,6 +205,9 @@ func openNode(c node.Config) (*node.Node, error) {
 	if _, ok := errors.AsType[*node.ExposureError](err); ok {
 		return nil, &exitError{exitUsage, err, "give --tls-cert, --tls-key and --client-token-file, or --insecure on a network that you trust"}
 	}
+	if _, ok := errors.AsType[*node.SettingError](err); ok {
+		return nil, &exitError{exitUsage, err, "see pkgswarm help settings; pkgswarm config show says where each setting comes from"}
+	}
 	if errors.Is(err, os.ErrPermission) {
 		return nil, &exitError{exitFailed, err, "give directories that this user may write with --data and --state"}
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -59,6 +60,10 @@ cargo info want to hear '--registry pkgswarm'.`,
 			p, err := readPolicy(cmd)
 			if err != nil {
 				return err
+			}
+			u, err := url.Parse(o.url)
+			if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+				return &exitError{exitUsage, fmt.Errorf("--url: %q is not a node's address", o.url), "write it as " + defaultNode}
 			}
 			st, nodeErr := askStatus(cmd.Context(), o.url)
 			o.strict = o.strict || p.Binds() || nodeErr == nil && st.Policy

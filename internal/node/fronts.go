@@ -22,12 +22,9 @@ const (
 
 func (n *Node) openFronts() error {
 	if err := n.openCargo(); err != nil {
-		return fmt.Errorf("cargo upstream: %w", err)
+		return err
 	}
-	if err := n.openGo(); err != nil {
-		return fmt.Errorf("go upstream: %w", err)
-	}
-	return nil
+	return n.openGo()
 }
 
 // openCache opens a cache of upstream answers in the data directory.
@@ -61,16 +58,16 @@ func (n *Node) openCargo() error {
 func (n *Node) openPublicCargo(cargo cargoConfig) error {
 	s, public, err := n.cargoUpstream(cargo)
 	if err != nil {
-		return err
+		return setting("cargo-upstream", err)
 	}
 	c := crates.Config{Private: strings.Join(n.c.Private, ",")}
 	if err := checkPatterns(c.Private); err != nil {
-		return err
+		return setting("private", err)
 	}
 	if n.signed != nil {
 		c.Signed = signedCrates{n.signed, n}
 	}
-	n.crates, err = n.mirrorCargo(c, s, public, "cargo", "/cargo/")
+	n.crates, err = n.mirrorCargo("cargo-upstream", c, s, public, "cargo", "/cargo/")
 	return err
 }
 
@@ -83,7 +80,9 @@ func (n *Node) cargoUpstream(cargo cargoConfig) (s cargoSource, public bool, err
 	if configured == "" {
 		return cargoSource{index: registry.CargoIndex}, true, nil
 	}
-	s, err = cargo.source(configured, name)
+	if s, err = cargo.source(configured, name); err != nil && name != "" {
+		err = fmt.Errorf("from cargo's configuration, registry %s: %w", name, err)
+	}
 	return s, false, err
 }
 
@@ -93,26 +92,28 @@ var registryName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_-]{0,63}$`)
 // openPrivateCargo opens the mirror of a registry that is not public, given as
 // NAME=sparse+URL, or as the NAME by which cargo knows it.
 func (n *Node) openPrivateCargo(cargo cargoConfig, text string) error {
+	const flag = "cargo-private-registry"
 	name, configured, _ := strings.Cut(text, "=")
 	if !registryName.MatchString(name) {
-		return fmt.Errorf("private registry %q: want NAME=sparse+URL", name)
+		return setting(flag, fmt.Errorf("%q: want NAME=sparse+URL", name))
 	}
 	if configured == "" {
 		if configured = cargo.index(name); configured == "" {
-			return fmt.Errorf("private registry %s: cargo knows none of that name: give its index, as %s=sparse+URL", name, name)
+			return setting(flag, fmt.Errorf("%s: cargo knows no registry of that name: give its index, as %s=sparse+URL", name, name))
 		}
 	}
 	s, err := cargo.source(configured, name)
 	if err != nil {
-		return fmt.Errorf("private registry %s: %w", name, err)
+		return setting(flag, fmt.Errorf("%s: %w", name, err))
 	}
 	c := crates.Config{Name: name, Unshared: true, Token: s.token}
-	_, err = n.mirrorCargo(c, s, false, filepath.Join("registries", name), "/registries/"+name+"/")
+	_, err = n.mirrorCargo(flag, c, s, false, filepath.Join("registries", name), "/registries/"+name+"/")
 	return err
 }
 
-// mirrorCargo opens a mirror of s at prefix, whose cached index files are in dir.
-func (n *Node) mirrorCargo(c crates.Config, s cargoSource, public bool, dir, prefix string) (*crates.Crates, error) {
+// mirrorCargo opens a mirror of s, which that flag has named, at prefix. Its cached
+// index files are in dir.
+func (n *Node) mirrorCargo(flag string, c crates.Config, s cargoSource, public bool, dir, prefix string) (*crates.Crates, error) {
 	cache, err := n.openCache(dir, indexCache)
 	if err != nil {
 		return nil, err
@@ -129,7 +130,7 @@ func (n *Node) mirrorCargo(c crates.Config, s cargoSource, public bool, dir, pre
 		if public {
 			uc.Origins, uc.PublicOrigins = nil, uc.Origins
 		}
-		client, err := n.newUpstream(uc)
+		client, err := n.newUpstream(flag, uc)
 		if err != nil {
 			return nil, err
 		}
@@ -169,7 +170,7 @@ func parsePublicURL(s string) (*url.URL, error) {
 	}
 	u, err := url.Parse(strings.TrimRight(s, "/"))
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" {
-		return nil, fmt.Errorf("public URL %q is not http(s)://HOST", redactURL(s))
+		return nil, fmt.Errorf("%q is not http(s)://HOST", redactURL(s))
 	}
 	return u, nil
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/pkgswarm/pkgswarm/registry/modules"
 	"github.com/pkgswarm/pkgswarm/registry/sumdb"
 	"github.com/pkgswarm/pkgswarm/registry/upstream"
+	"golang.org/x/mod/sumdb/note"
 )
 
 const (
@@ -47,7 +48,7 @@ func (n *Node) openGo() error {
 		mc.Proxies = modules.List{{URL: SourceURL + "go"}}
 		sc.URL = SourceURL + "sumdb"
 	case !n.c.Offline:
-		client, err := n.newUpstream(s.origins(n))
+		client, err := n.newUpstream("go-upstream", s.origins(n))
 		if err != nil {
 			return err
 		}
@@ -124,17 +125,17 @@ func (n *Node) goSettings() (*goSettings, error) {
 	s := &goSettings{noProxy: join(n.c.Private, env.GONOPROXY), noSums: join(n.c.Private, env.GONOSUMDB)}
 	var err error
 	if s.proxies, s.scopes, err = modules.ParseList(list); err != nil {
-		return nil, err
+		return nil, setting("go-upstream", err)
 	}
 	db := env.GOSUMDB
 	if n.c.SumDB != "" {
 		db = n.c.SumDB
 	}
 	if s.sumKey, s.sumURL, err = parseSumDB(db); err != nil {
-		return nil, err
+		return nil, setting("sumdb", err)
 	}
 	s.netrc = n.netrc()
-	return s, checkPatterns(s.noProxy + "," + s.noSums)
+	return s, setting("private", checkPatterns(s.noProxy+","+s.noSums))
 }
 
 // withoutSelf takes this node out of a list that setup has put it into.
@@ -160,10 +161,13 @@ func parseSumDB(s string) (key, url string, err error) {
 	case f[0] == name:
 		f[0] = registry.GoSumDB
 	case !strings.Contains(f[0], "+"):
-		return "", "", fmt.Errorf("checksum database %q: its key is not known, write it as name+hash+key", f[0])
+		return "", "", fmt.Errorf("the key of %q is not known, write it as name+hash+key", f[0])
+	}
+	if _, err := note.NewVerifier(f[0]); err != nil {
+		return "", "", fmt.Errorf("%q is not name+hash+key: %w", f[0], err)
 	}
 	if len(f) > 2 {
-		return "", "", fmt.Errorf("checksum database %q is more than a key and a URL", s)
+		return "", "", fmt.Errorf("%q is more than a key and a URL", s)
 	}
 	if len(f) == 2 {
 		url = strings.TrimSuffix(f[1], "/")

@@ -32,6 +32,7 @@ package node
 import (
 	"context"
 	"crypto/subtle"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -142,8 +143,9 @@ type Node struct {
 	sumKey        string
 	token         string // for changes over HTTP
 	deniedMu      sync.Mutex
-	denied        []Denial // guarded by deniedMu
-	public        *url.URL // Config.PublicURL; nil without
+	denied        []Denial         // guarded by deniedMu
+	public        *url.URL         // Config.PublicURL; nil without
+	cert          *tls.Certificate // nil: plain HTTP
 
 	ln       net.Listener
 	upgrades *httpguard.Upgrades // of ln; nil if it takes none
@@ -171,7 +173,8 @@ func (e *AddrInUseError) Unwrap() error { return e.Err }
 
 // Open opens the stores, wires the parts and begins to listen. Run serves; Close
 // must be called in the end. The error is a [core.InUseError] if another process
-// has the data directory, an [AddrInUseError] if another has the address.
+// has the data directory, an [AddrInUseError] if another has the address, a
+// [SettingError] if the configuration cannot be used.
 func Open(c Config) (_ *Node, err error) {
 	n := &Node{c: c, log: c.Logger, started: time.Now()}
 	if n.log == nil {
@@ -185,6 +188,9 @@ func Open(c Config) (_ *Node, err error) {
 		}
 	}()
 	if n.public, err = parsePublicURL(c.PublicURL); err != nil {
+		return nil, setting("public-url", err)
+	}
+	if n.cert, err = loadCertificate(c.TLSCert, c.TLSKey); err != nil {
 		return nil, err
 	}
 	for _, dir := range []string{c.Data, c.State} {
@@ -269,7 +275,7 @@ func (n *Node) listen() error {
 		if isAddrInUse(err) {
 			return &AddrInUseError{n.c.Listen, err}
 		}
-		return err
+		return setting("listen", err)
 	}
 	n.ln = ln
 	n.closers = append(n.closers, func() error {
@@ -306,7 +312,7 @@ func (n *Node) guarded(h http.Handler) (http.Handler, error) {
 	if n.c.TokenFile != "" {
 		token, err := readSecret(n.c.TokenFile)
 		if err != nil {
-			return nil, err
+			return nil, setting("client-token-file", err)
 		}
 		h = requireToken(token, h)
 	}
@@ -444,8 +450,9 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	go func() {
 		ln := httpguard.Listen(n.ln)
-		if n.c.TLSCert != "" {
-			served <- srv.ServeTLS(ln, n.c.TLSCert, n.c.TLSKey)
+		if n.cert != nil {
+			srv.TLSConfig = &tls.Config{Certificates: []tls.Certificate{*n.cert}}
+			served <- srv.ServeTLS(ln, "", "")
 			return
 		}
 		served <- srv.Serve(ln)

@@ -17,6 +17,8 @@ import (
 	"github.com/pkgswarm/pkgswarm/swarm"
 	"github.com/pkgswarm/pkgswarm/swarm/protomux"
 	"github.com/pkgswarm/pkgswarm/swarm/replicate"
+	"github.com/pkgswarm/pkgswarm/swarm/secretstream"
+	"github.com/pkgswarm/pkgswarm/swarm/transport"
 	"github.com/zeebo/blake3"
 )
 
@@ -64,15 +66,19 @@ func (n *Node) openSwarm() error {
 	if n.c.FleetTokenFile != "" {
 		token, err := readSecret(n.c.FleetTokenFile)
 		if err != nil {
-			return fmt.Errorf("fleet token: %w", err)
+			return setting("fleet-token-file", err)
 		}
 		c.Token, n.fleet = []byte(token), true
 	}
-	if n.swarm, err = swarm.New(c); err != nil {
-		if isAddrInUse(err) {
-			return &AddrInUseError{n.c.SwarmListen, err}
-		}
-		return fmt.Errorf("swarm: %w", err)
+	switch n.swarm, err = swarm.New(c); {
+	case isAddrInUse(err):
+		return &AddrInUseError{n.c.SwarmListen, err}
+	case errors.Is(err, secretstream.ErrToken):
+		return setting("fleet-token-file", err)
+	case errors.Is(err, transport.ErrAddress):
+		return setting("peer", err)
+	case err != nil:
+		return setting("swarm-listen", err)
 	}
 	n.closers = append(n.closers, n.swarm.Close)
 	n.openExchange(c.Token)

@@ -15,7 +15,7 @@ import (
 func checkPatterns(patterns string) error {
 	for p := range strings.SplitSeq(patterns, ",") {
 		if _, err := path.Match(p, ""); err != nil {
-			return fmt.Errorf("private names: malformed pattern %q", p)
+			return fmt.Errorf("malformed pattern %q", p)
 		}
 	}
 	return nil
@@ -37,14 +37,14 @@ func parsePrivateGo(s, patterns string) (privateGo, error) {
 		return privateGo{}, err
 	}
 	if patterns == "" {
-		return privateGo{}, fmt.Errorf("private source %s: for which modules? Name them with --private PATTERNS, or as PATTERN=URL", redactURL(s))
+		return privateGo{}, fmt.Errorf("%s is the source of which modules? Name them with --private PATTERNS, or as PATTERN=URL", redactURL(s))
 	}
 	list, scopes, err := modules.ParseList(s)
 	if err != nil {
 		return privateGo{}, err
 	}
 	if len(list) != 1 {
-		return privateGo{}, errors.New("private source: want [PATTERN=]URL, or direct")
+		return privateGo{}, errors.New("want [PATTERN=]URL, or direct")
 	}
 	return privateGo{modules.PrivateSource{Patterns: patterns, Proxies: list}, scopes}, nil
 }
@@ -63,12 +63,13 @@ func redactURL(s string) string {
 func (n *Node) privateSources(s *goSettings) ([]modules.PrivateSource, error) {
 	var sources []modules.PrivateSource
 	for _, text := range n.c.GoPrivate {
+		const flag = "go-private-upstream"
 		p, err := parsePrivateGo(text, s.noProxy)
 		if err != nil {
-			return nil, err
+			return nil, setting(flag, err)
 		}
 		if !n.c.Offline {
-			client, err := n.newUpstream(upstream.Config{Origins: p.Proxies.Proxies(), Scopes: append(p.scopes, s.netrc...)})
+			client, err := n.newUpstream(flag, upstream.Config{Origins: p.Proxies.Proxies(), Scopes: append(p.scopes, s.netrc...)})
 			if err != nil {
 				return nil, err
 			}
@@ -79,13 +80,15 @@ func (n *Node) privateSources(s *goSettings) ([]modules.PrivateSource, error) {
 	return sources, nil
 }
 
-// newUpstream opens a client that is closed with the node.
-func (n *Node) newUpstream(c upstream.Config) (*upstream.Client, error) {
+// newUpstream opens a client, for what that flag has named, that is closed with the
+// node.
+func (n *Node) newUpstream(flag string, c upstream.Config) (*upstream.Client, error) {
 	c.UserAgent, c.Logger = n.userAgent(), n.log
 	client, err := upstream.New(c)
-	if err == nil {
-		n.clients = append(n.clients, client)
-		n.closers = append(n.closers, func() error { client.Close(); return nil })
+	if err != nil {
+		return nil, setting(flag, err)
 	}
-	return client, err
+	n.clients = append(n.clients, client)
+	n.closers = append(n.closers, func() error { client.Close(); return nil })
+	return client, nil
 }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -47,6 +48,23 @@ func loadToken(path string) (string, error) {
 	}
 	s = rand.Text()
 	return s, durable.WriteFile(path, []byte(s+"\n"), 0o600)
+}
+
+// loadCertificate reads the certificate of the listener; nil if there is to be none.
+func loadCertificate(certFile, keyFile string) (*tls.Certificate, error) {
+	switch {
+	case certFile == "" && keyFile == "":
+		return nil, nil
+	case certFile == "":
+		return nil, setting("tls-cert", errors.New("--tls-key needs a certificate beside it"))
+	case keyFile == "":
+		return nil, setting("tls-key", errors.New("--tls-cert needs a key beside it"))
+	}
+	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
+	if err != nil {
+		return nil, setting("tls-cert", err)
+	}
+	return &cert, nil
 }
 
 // isAddrInUse reports whether err says that an address is taken.

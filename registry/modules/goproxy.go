@@ -53,6 +53,8 @@ func ParseList(goproxy string) (List, []upstream.Scope, error) {
 			return append(list, Entry{URL: raw}), scopes, nil
 		case raw == "noproxy":
 			return nil, nil, errors.New("GOPROXY: noproxy is not an upstream")
+		case !strings.ContainsAny(raw, ".:/"):
+			return nil, nil, fmt.Errorf("GOPROXY: %q is no URL", raw)
 		case !strings.Contains(raw, "://"):
 			raw = "https://" + raw
 		}
