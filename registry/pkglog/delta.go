@@ -111,7 +111,7 @@ func (e *deltaEncoder) indexBase() {
 // in the base, then in the dictionary.
 func (e *deltaEncoder) match(i int) (pos, back, n int) {
 	pos = e.next + i - e.from
-	if n = e.common(pos, i); n >= minMatch {
+	if n = e.run(pos, i); n >= minMatch {
 		return pos, e.backward(pos, i), n
 	}
 	if i+8 > len(e.src) {
@@ -119,12 +119,12 @@ func (e *deltaEncoder) match(i int) (pos, back, n int) {
 	}
 	h := hashAt(e.src, i)
 	if s := e.base[h]; s.epoch == e.epoch {
-		if m := e.common(int(s.pos), i); m > n {
+		if m := e.run(int(s.pos), i); m > n {
 			pos, n = int(s.pos), m
 		}
 	}
 	if p := e.dict.index[h]; p != 0 {
-		if m := e.common(int(p-1), i); m > n {
+		if m := e.run(int(p-1), i); m > n {
 			pos, n = int(p-1), m
 		}
 	}
@@ -140,6 +140,16 @@ func (e *deltaEncoder) part(pos int) ([]byte, int) {
 		return e.dict.text, pos
 	}
 	return e.b, pos - len(e.dict.text)
+}
+
+// run is common, but 0 where there are fewer than minMatch, which is so for most.
+func (e *deltaEncoder) run(pos, i int) int {
+	if t, p := e.part(pos); p+8 <= len(t) && i+8 <= len(e.src) {
+		if x := binary.LittleEndian.Uint64(t[p:]) ^ binary.LittleEndian.Uint64(e.src[i:]); x<<(64-8*minMatch) != 0 {
+			return 0
+		}
+	}
+	return e.common(pos, i)
 }
 
 // common counts the equal bytes at pos of the dictionary and i of src.
