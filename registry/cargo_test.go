@@ -3,6 +3,7 @@ package registry
 import (
 	"bytes"
 	"encoding/json"
+	"math/rand/v2"
 	"strings"
 	"testing"
 )
@@ -140,6 +141,30 @@ func BenchmarkParseCargoLine(b *testing.B) {
 	for b.Loop() {
 		if _, err := ParseCargoLine("foo", l); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// TestPlain compares with one byte at a time.
+func TestPlain(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 20000 {
+		b := make([]byte, r.IntN(40))
+		for i := range b {
+			b[i] = byte(r.Uint32())
+			if r.IntN(8) > 0 {
+				b[i] |= 0x40 // mostly bytes that mean themselves
+			}
+		}
+		special := bytes.IndexFunc(b, func(c rune) bool { return c == '"' || c == '\\' || c < ' ' })
+		got := plain(b)
+		for i, c := range b[:got] {
+			if c == '"' || c == '\\' || c < ' ' {
+				t.Fatalf("%x: byte %d of %d is not plain", b, i, got)
+			}
+		}
+		if special >= 0 && got > special || special < 0 && got < len(b)-7 {
+			t.Fatalf("%x: %d, special at %d", b, got, special)
 		}
 	}
 }

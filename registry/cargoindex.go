@@ -2,9 +2,11 @@ package registry
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math/bits"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -178,6 +180,10 @@ func (s *scanner) raw() ([]byte, bool, error) {
 	}
 	start, escapes := s.i-1, false
 	for ; s.i < len(s.b); s.i++ {
+		s.i += plain(s.b[s.i:])
+		if s.i == len(s.b) {
+			break
+		}
 		switch c := s.b[s.i]; {
 		case c == '"':
 			s.i++
@@ -190,6 +196,22 @@ func (s *scanner) raw() ([]byte, bool, error) {
 		}
 	}
 	return nil, false, s.errorf("string without an end")
+}
+
+// plain returns how many bytes at the front of b are of a string and mean
+// themselves, eight at a time: no quotes, backslashes or control characters.
+func plain(b []byte) int {
+	const ones, tops = 0x0101010101010101, 0x8080808080808080
+	n := 0
+	for ; n+8 <= len(b); n += 8 {
+		x := binary.LittleEndian.Uint64(b[n:])
+		quote, slash := x^'"'*ones, x^'\\'*ones
+		// The lowest marked byte is one that was looked for; those above may not be.
+		if m := ((quote-ones)&^quote | (slash-ones)&^slash | (x-' '*ones)&^x) & tops; m != 0 {
+			return n + bits.TrailingZeros64(m)/8
+		}
+	}
+	return n
 }
 
 // bytes reads a string, or null as an empty one. What it returns may be part of
