@@ -74,10 +74,26 @@ function size (dir) {
 }
 
 function * indexFiles (dir) {
-  for (const e of fs.readdirSync(dir, { withFileTypes: true })) {
+  const entries = fs.readdirSync(dir, { withFileTypes: true })
+  entries.sort((a, b) => a.name < b.name ? -1 : 1)
+  for (const e of entries) {
     if (e.isDirectory()) yield * indexFiles(path.join(dir, e.name))
     else if (e.name !== 'config.json') yield path.join(dir, e.name)
   }
+}
+
+function * indexLines (dir) {
+  for (const file of indexFiles(dir)) yield * fs.readFileSync(file, 'utf8').split('\n').filter(Boolean)
+}
+
+function shuffled (lines) {
+  let x = 1
+  for (let i = lines.length - 1; i > 0; i--) {
+    x = (x * 16807) % 2147483647
+    const j = x % (i + 1)
+    ;[lines[i], lines[j]] = [lines[j], lines[i]]
+  }
+  return lines
 }
 
 // What a store takes once it was opened again.
@@ -178,28 +194,28 @@ serve({
       }
     })
   },
-  // Puts each line of an index under its crate and version, in the order of the
-  // files or in no order.
+  // Imports an index into a store of its own, from opening to closing it: each
+  // line is put under its crate and version, in the order of the files. In no
+  // order they are read beforehand, since no import would do that.
   async putIndex ({ dir, batch, shuffle }) {
-    const lines = []
-    for (const file of indexFiles(dir)) lines.push(...fs.readFileSync(file, 'utf8').split('\n').filter(Boolean))
-    let x = 1
-    for (let i = lines.length - 1; shuffle && i > 0; i--) {
-      x = (x * 16807) % 2147483647
-      const j = x % (i + 1)
-      ;[lines[i], lines[j]] = [lines[j], lines[i]]
-    }
-    const db = new Hyperbee(await core(), { extension: false })
-    await db.ready()
-    return measure(lines.length, async () => {
-      for (let i = 0; i < lines.length;) {
-        const b = db.batch()
-        for (let k = 0; k < batch && i < lines.length; k++, i++) {
-          const { name, vers } = JSON.parse(lines[i])
-          await b.put(Buffer.from('cargo/' + name + '/' + vers), Buffer.from(lines[i]))
+    const lines = shuffle ? shuffled([...indexLines(dir)]) : indexLines(dir)
+    let n = 0
+    return measure(0, async () => {
+      const store = new Corestore(tmpdir())
+      const db = new Hyperbee(store.get({ name: 'index' }), { extension: false })
+      await db.ready()
+      let b = db.batch()
+      for (const line of lines) {
+        const { name, vers } = JSON.parse(line)
+        await b.put(Buffer.from('cargo/' + name + '/' + vers), Buffer.from(line))
+        if (++n % batch === 0) {
+          await b.flush()
+          b = db.batch()
         }
-        await b.flush()
       }
+      await b.flush()
+      await db.close()
+      await store.close()
     })
   },
   async beeGet ({ n, entries }) {
