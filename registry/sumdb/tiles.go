@@ -116,7 +116,7 @@ func (db *DB) proving(ctx context.Context, f func(tlog.TileReader) error) error 
 type reader struct {
 	db    *DB
 	ctx   context.Context
-	fresh bool // as in session
+	fresh bool // use only what is fetched now
 	bare  bool // keep nothing
 	local bool // ask nobody
 }
