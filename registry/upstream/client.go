@@ -61,6 +61,7 @@ type Client struct {
 // A site is what is known of an origin.
 type site struct {
 	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
+	outage  *outage
 
 	mu    sync.Mutex
 	until time.Time // asked to be left alone until then
@@ -222,7 +223,8 @@ func (c *Client) addDir(dir string) error {
 }
 
 func newSite(o origin, log *slog.Logger) *site {
-	return &site{breaker: gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
+	out := &outage{log: log}
+	return &site{outage: out, breaker: gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
 		Name:        o.scheme + "://" + o.host + ":" + o.port,
 		MaxRequests: breakerProbes,
 		Timeout:     breakerPause,
@@ -234,9 +236,7 @@ func newSite(o origin, log *slog.Logger) *site {
 		IsExcluded: func(err error) bool {
 			return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 		},
-		OnStateChange: func(name string, from, to gobreaker.State) {
-			log.Warn("upstream changed state", "upstream", name, "from", from.String(), "to", to.String())
-		},
+		OnStateChange: out.changed,
 	})}
 }
 

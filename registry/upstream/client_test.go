@@ -290,7 +290,12 @@ func TestNetrc(t *testing.T) {
 // pipeClient returns a client whose connections end in-process at answer, for
 // use in a synctest bubble.
 func pipeClient(t *testing.T, answer func(conn net.Conn, r *http.Request)) *Client {
-	c := newClient(t, "http://up.example", "http://other.example")
+	return pipeClientFor(t, Config{}, answer)
+}
+
+func pipeClientFor(t *testing.T, conf Config, answer func(conn net.Conn, r *http.Request)) *Client {
+	conf.Origins = []string{"http://up.example", "http://other.example"}
+	c := newClientFor(t, conf)
 	c.http.Transport.(*http.Transport).DialContext = func(context.Context, string, string) (net.Conn, error) {
 		ours, theirs := net.Pipe()
 		go func() {

@@ -29,7 +29,8 @@ const (
 	mostPause         = 2 * time.Second
 	breakerFailures   = 5 // in a row, then the origin is left alone
 	breakerPause      = 2 * time.Second
-	breakerProbes     = 4 // requests let through after the pause
+	breakerProbes     = 4               // requests let through after the pause
+	tellEvery         = 5 * time.Minute // how often the log says that an origin is down
 	rememberAbsent    = 60 * time.Second
 	rememberFailure   = 2 * time.Second
 	rememberBad       = 5 * time.Second

@@ -222,6 +222,7 @@ func (c *Client) admit(u *url.URL) (func(error), error) {
 			s.until = time.Now().Add(e.RetryAfter)
 			s.mu.Unlock()
 		}
+		s.outage.failed(err)
 		done(err)
 	}, nil
 }
