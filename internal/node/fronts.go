@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/pkgswarm/pkgswarm/internal/clientenv"
 	"github.com/pkgswarm/pkgswarm/internal/filecache"
 	"github.com/pkgswarm/pkgswarm/registry"
 	"github.com/pkgswarm/pkgswarm/registry/crates"
@@ -43,7 +44,7 @@ func (n *Node) userAgent() string {
 
 // openCargo opens the mirror of the public registry, and of the private ones.
 func (n *Node) openCargo() error {
-	cargo := readCargoConfig()
+	cargo := clientenv.ReadCargo()
 	if err := n.openPublicCargo(cargo); err != nil {
 		return err
 	}
@@ -55,13 +56,13 @@ func (n *Node) openCargo() error {
 	return nil
 }
 
-func (n *Node) openPublicCargo(cargo cargoConfig) error {
+func (n *Node) openPublicCargo(cargo clientenv.Cargo) error {
 	s, public, err := n.cargoUpstream(cargo)
 	if err != nil {
 		return setting("cargo-upstream", err)
 	}
 	c := crates.Config{Private: strings.Join(n.c.Private, ",")}
-	if err := checkPatterns(c.Private); err != nil {
+	if err := clientenv.CheckPatterns(c.Private); err != nil {
 		return setting("private", err)
 	}
 	if n.signed != nil {
@@ -72,15 +73,15 @@ func (n *Node) openPublicCargo(cargo cargoConfig) error {
 }
 
 // cargoUpstream returns the registry to mirror, and whether it is a default one.
-func (n *Node) cargoUpstream(cargo cargoConfig) (s cargoSource, public bool, err error) {
+func (n *Node) cargoUpstream(cargo clientenv.Cargo) (s clientenv.CargoSource, public bool, err error) {
 	configured, name := n.c.CargoUpstream, ""
 	if configured == "" {
-		name, configured = cargo.replacement()
+		name, configured = cargo.Replacement()
 	}
 	if configured == "" {
-		return cargoSource{index: registry.CargoIndex}, true, nil
+		return clientenv.CargoSource{Index: registry.CargoIndex}, true, nil
 	}
-	if s, err = cargo.source(configured, name); err != nil && name != "" {
+	if s, err = cargo.Source(configured, name); err != nil && name != "" {
 		err = fmt.Errorf("from cargo's configuration, registry %s: %w", name, err)
 	}
 	return s, false, err
@@ -91,42 +92,42 @@ var registryName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_-]{0,63}$`)
 
 // openPrivateCargo opens the mirror of a registry that is not public, given as
 // NAME=sparse+URL, or as the NAME by which cargo knows it.
-func (n *Node) openPrivateCargo(cargo cargoConfig, text string) error {
+func (n *Node) openPrivateCargo(cargo clientenv.Cargo, text string) error {
 	const flag = "cargo-private-registry"
 	name, configured, _ := strings.Cut(text, "=")
 	if !registryName.MatchString(name) {
 		return setting(flag, fmt.Errorf("%q: want NAME=sparse+URL", name))
 	}
 	if configured == "" {
-		if configured = cargo.index(name); configured == "" {
+		if configured = cargo.Index(name); configured == "" {
 			return setting(flag, fmt.Errorf("%s: cargo knows no registry of that name: give its index, as %s=sparse+URL", name, name))
 		}
 	}
-	s, err := cargo.source(configured, name)
+	s, err := cargo.Source(configured, name)
 	if err != nil {
 		return setting(flag, fmt.Errorf("%s: %w", name, err))
 	}
-	c := crates.Config{Name: name, Unshared: true, Token: s.token}
+	c := crates.Config{Name: name, Unshared: true, Token: s.Token}
 	_, err = n.mirrorCargo(flag, c, s, false, filepath.Join("registries", name), "/registries/"+name+"/")
 	return err
 }
 
 // mirrorCargo opens a mirror of s, which that flag has named, at prefix. Its cached
 // index files are in dir.
-func (n *Node) mirrorCargo(flag string, c crates.Config, s cargoSource, public bool, dir, prefix string) (*crates.Crates, error) {
+func (n *Node) mirrorCargo(flag string, c crates.Config, s clientenv.CargoSource, public bool, dir, prefix string) (*crates.Crates, error) {
 	cache, err := n.openCache(dir, indexCache)
 	if err != nil {
 		return nil, err
 	}
-	c.Index, c.Token, c.Fetcher, c.Cache, c.TTL, c.Logger = s.index, s.token, n.fetcher, cache, n.c.IndexTTL, n.log
+	c.Index, c.Token, c.Fetcher, c.Cache, c.TTL, c.Logger = s.Index, s.Token, n.fetcher, cache, n.c.IndexTTL, n.log
 	c.Rules, c.DryRun = n.c.Policy.Cargo, n.c.Policy.DryRun
 	switch {
 	case n.c.Source != nil && !c.Unshared:
 		c.Upstream = n.c.Source
-		c.For = s.index
+		c.For = s.Index
 		c.Index, c.DL, c.NoAhead = SourceURL+"cargo/", SourceURL+"cargo/dl/{crate}/{version}", true
 	case !n.c.Offline:
-		uc := upstream.Config{Origins: []string{s.index}, Scopes: append(s.scopes, n.netrc()...)}
+		uc := upstream.Config{Origins: []string{s.Index}, Scopes: append(s.Scopes, n.netrc()...)}
 		if public {
 			uc.Origins, uc.PublicOrigins = nil, uc.Origins
 		}
@@ -135,7 +136,7 @@ func (n *Node) mirrorCargo(flag string, c crates.Config, s cargoSource, public b
 			return nil, err
 		}
 		c.Upstream = client
-		n.upstreamNames = append(n.upstreamNames, s.index)
+		n.upstreamNames = append(n.upstreamNames, s.Index)
 	}
 	mirror := crates.New(c)
 	if c.Upstream != nil {
@@ -170,7 +171,7 @@ func parsePublicURL(s string) (*url.URL, error) {
 	}
 	u, err := url.Parse(strings.TrimRight(s, "/"))
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" {
-		return nil, fmt.Errorf("%q is not http(s)://HOST", redactURL(s))
+		return nil, fmt.Errorf("%q is not http(s)://HOST", upstream.Redact(s))
 	}
 	return u, nil
 }

@@ -1,22 +1,17 @@
 package node
 
 import (
-	"bufio"
 	"errors"
-	"fmt"
-	"io"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/pkgswarm/pkgswarm/goproxy"
+	"github.com/pkgswarm/pkgswarm/internal/clientenv"
 	"github.com/pkgswarm/pkgswarm/internal/clients"
 	"github.com/pkgswarm/pkgswarm/registry"
 	"github.com/pkgswarm/pkgswarm/registry/modules"
 	"github.com/pkgswarm/pkgswarm/registry/sumdb"
 	"github.com/pkgswarm/pkgswarm/registry/upstream"
-	"golang.org/x/mod/sumdb/note"
 )
 
 const (
@@ -114,7 +109,7 @@ func (s *goSettings) origins(n *Node) upstream.Config {
 // goSettings returns what the node was told or, where it was not, what this
 // machine's go command is set to use.
 func (n *Node) goSettings() (*goSettings, error) {
-	env := goEnv()
+	env := clientenv.ReadGo()
 	list := env.GOPROXY
 	if n.c.GoUpstream != "" {
 		list = n.c.GoUpstream
@@ -131,11 +126,11 @@ func (n *Node) goSettings() (*goSettings, error) {
 	if n.c.SumDB != "" {
 		db = n.c.SumDB
 	}
-	if s.sumKey, s.sumURL, err = parseSumDB(db); err != nil {
+	if s.sumKey, s.sumURL, err = clientenv.ParseSumDB(db); err != nil {
 		return nil, setting("sumdb", err)
 	}
 	s.netrc = n.netrc()
-	return s, setting("private", checkPatterns(s.noProxy+","+s.noSums))
+	return s, setting("private", clientenv.CheckPatterns(s.noProxy+","+s.noSums))
 }
 
 // withoutSelf takes this node out of a list that setup has put it into.
@@ -149,32 +144,6 @@ func (n *Node) withoutSelf(list string) string {
 	return list
 }
 
-// parseSumDB parses a value of GOSUMDB. The key is empty for "off".
-func parseSumDB(s string) (key, url string, err error) {
-	f := strings.Fields(s)
-	name, _, _ := strings.Cut(registry.GoSumDB, "+")
-	switch {
-	case len(f) == 0:
-		return registry.GoSumDB, "", nil
-	case f[0] == "off":
-		return "", "", nil
-	case f[0] == name:
-		f[0] = registry.GoSumDB
-	case !strings.Contains(f[0], "+"):
-		return "", "", fmt.Errorf("the key of %q is not known, write it as name+hash+key", f[0])
-	}
-	if _, err := note.NewVerifier(f[0]); err != nil {
-		return "", "", fmt.Errorf("%q is not name+hash+key: %w", f[0], err)
-	}
-	if len(f) > 2 {
-		return "", "", fmt.Errorf("%q is more than a key and a URL", s)
-	}
-	if len(f) == 2 {
-		url = strings.TrimSuffix(f[1], "/")
-	}
-	return f[0], url, nil
-}
-
 // join joins lists of patterns.
 func join(patterns []string, more string) string {
 	if more != "" {
@@ -183,72 +152,11 @@ func join(patterns []string, more string) string {
 	return strings.Join(patterns, ",")
 }
 
-type goEnvironment struct{ GOPROXY, GOSUMDB, GONOPROXY, GONOSUMDB string }
-
-// goEnv returns how the machine's go command is set up: by the environment, or by
-// the file that "go env -w" writes. It reads what go reads instead of running go,
-// which would take longer than the rest of the node's start.
-func goEnv() goEnvironment {
-	file := goEnvFile()
-	get := func(names ...string) string {
-		for _, name := range names {
-			if v := os.Getenv(name); v != "" {
-				return v
-			}
-			if v := file[name]; v != "" {
-				return v
-			}
-		}
-		return ""
-	}
-	return goEnvironment{
-		GOPROXY:   get("GOPROXY"),
-		GOSUMDB:   get("GOSUMDB"),
-		GONOPROXY: get("GONOPROXY", "GOPRIVATE"),
-		GONOSUMDB: get("GONOSUMDB", "GOPRIVATE"),
-	}
-}
-
-// goEnvFile returns the settings in go's configuration file.
-func goEnvFile() map[string]string {
-	name := os.Getenv("GOENV")
-	if name == "" {
-		dir, err := os.UserConfigDir()
-		if err != nil {
-			return nil
-		}
-		name = filepath.Join(dir, "go", "env")
-	}
-	f, err := os.Open(name)
-	if err != nil {
-		return nil // there is none, or GOENV=off
-	}
-	defer f.Close()
-	m := make(map[string]string)
-	for sc := bufio.NewScanner(io.LimitReader(f, maxClientConfig)); sc.Scan(); {
-		if k, v, ok := strings.Cut(strings.TrimSpace(sc.Text()), "="); ok && !strings.HasPrefix(k, "#") {
-			m[k] = v
-		}
-	}
-	return m
-}
-
 // netrc returns the credentials that the user of this machine has for hosts.
 func (n *Node) netrc() []upstream.Scope {
-	scopes, err := upstream.Netrc(netrcPath())
+	scopes, err := clientenv.Netrc()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		n.log.Warn("no credentials from netrc", "err", err)
 	}
 	return scopes
-}
-
-func netrcPath() string {
-	if p := os.Getenv("NETRC"); p != "" {
-		return p
-	}
-	home, err := os.UserHomeDir()
-	if err != nil {
-		return ""
-	}
-	return filepath.Join(home, ".netrc")
 }

@@ -3,23 +3,12 @@ package node
 import (
 	"errors"
 	"fmt"
-	"path"
 	"strings"
 
+	"github.com/pkgswarm/pkgswarm/internal/clientenv"
 	"github.com/pkgswarm/pkgswarm/registry/modules"
 	"github.com/pkgswarm/pkgswarm/registry/upstream"
 )
-
-// checkPatterns returns an error for a pattern that would match nothing, because
-// the names that it was meant for would not be private then.
-func checkPatterns(patterns string) error {
-	for p := range strings.SplitSeq(patterns, ",") {
-		if _, err := path.Match(p, ""); err != nil {
-			return fmt.Errorf("malformed pattern %q", p)
-		}
-	}
-	return nil
-}
 
 // A privateGo is where private modules come from.
 type privateGo struct {
@@ -33,11 +22,11 @@ func parsePrivateGo(s, patterns string) (privateGo, error) {
 	if pattern, url, ok := strings.Cut(s, "="); ok && !strings.Contains(pattern, "://") {
 		patterns, s = pattern, url
 	}
-	if err := checkPatterns(patterns); err != nil {
+	if err := clientenv.CheckPatterns(patterns); err != nil {
 		return privateGo{}, err
 	}
 	if patterns == "" {
-		return privateGo{}, fmt.Errorf("%s is the source of which modules? Name them with --private PATTERNS, or as PATTERN=URL", redactURL(s))
+		return privateGo{}, fmt.Errorf("%s is the source of which modules? Name them with --private PATTERNS, or as PATTERN=URL", upstream.Redact(s))
 	}
 	list, scopes, err := modules.ParseList(s)
 	if err != nil {
@@ -47,14 +36,6 @@ func parsePrivateGo(s, patterns string) (privateGo, error) {
 		return privateGo{}, errors.New("want [PATTERN=]URL, or direct")
 	}
 	return privateGo{modules.PrivateSource{Patterns: patterns, Proxies: list}, scopes}, nil
-}
-
-func redactURL(s string) string {
-	clean, _, err := upstream.SplitUserinfo(s)
-	if err != nil {
-		return "with a malformed URL"
-	}
-	return clean
 }
 
 // privateSources returns where private modules are asked for. Each has a client of

@@ -187,3 +187,12 @@ func (o origin) loopback() bool {
 	ip, err := netip.ParseAddr(o.host)
 	return err == nil && ip.Unmap().IsLoopback()
 }
+
+// Redact returns a URL for messages: without user name and password.
+func Redact(s string) string {
+	clean, _, err := SplitUserinfo(s)
+	if err != nil {
+		return "with a malformed URL"
+	}
+	return clean
+}

@@ -1,4 +1,8 @@
-package node
+// Package clientenv reads how this machine's cargo and go are set up: which
+// registries they ask, with which credentials, and which names are private. It reads
+// the files and variables that they read instead of running them, which would take
+// longer than the rest of a node's start.
+package clientenv
 
 import (
 	"fmt"
@@ -11,12 +15,12 @@ import (
 	"github.com/pkgswarm/pkgswarm/registry/upstream"
 )
 
-// maxClientConfig bounds what is read of the clients' configuration, in bytes.
-const maxClientConfig = 1 << 20
+// maxFile bounds what is read of the clients' configuration, in bytes.
+const maxFile = 1 << 20
 
-// isLocalURL reports whether s leads to this machine: setup puts the node into the
+// isLocal reports whether s leads to this machine: setup puts the node into the
 // clients' configuration, and a node must not ask itself.
-func isLocalURL(s string) bool {
+func isLocal(s string) bool {
 	s = strings.TrimPrefix(s, "sparse+")
 	for _, p := range []string{"http://127.0.0.1:", "http://localhost:", "http://[::1]:"} {
 		if strings.HasPrefix(strings.TrimSpace(s), p) {
@@ -26,10 +30,10 @@ func isLocalURL(s string) bool {
 	return false
 }
 
-// A cargoConfig is what the machine's cargo is set up to use, of which a node
+// A Cargo is what the machine's cargo is set up to use, of which a node
 // follows the sources and the tokens. cargo's credential helpers are not run.
-type cargoConfig struct {
-	Source map[string]struct {
+type Cargo struct {
+	Sources map[string]struct {
 		Replace  string `toml:"replace-with"`
 		Registry string `toml:"registry"`
 	} `toml:"source"`
@@ -39,9 +43,9 @@ type cargoConfig struct {
 	} `toml:"registries"`
 }
 
-// readCargoConfig reads config.toml and credentials.toml of cargo's home. A file
+// ReadCargo reads config.toml and credentials.toml of cargo's home. A file
 // that cannot be read or parsed counts as empty: cargo will say so itself.
-func readCargoConfig() (c cargoConfig) {
+func ReadCargo() (c Cargo) {
 	home := os.Getenv("CARGO_HOME")
 	if home == "" {
 		dir, err := os.UserHomeDir()
@@ -52,10 +56,10 @@ func readCargoConfig() (c cargoConfig) {
 	}
 	for _, name := range []string{"config.toml", "credentials", "credentials.toml"} {
 		b, err := os.ReadFile(filepath.Join(home, name))
-		if err != nil || len(b) > maxClientConfig {
+		if err != nil || len(b) > maxFile {
 			continue
 		}
-		var file cargoConfig
+		var file Cargo
 		if toml.Unmarshal(b, &file) == nil {
 			c.merge(file)
 		}
@@ -64,9 +68,9 @@ func readCargoConfig() (c cargoConfig) {
 }
 
 // merge adds what other says to c.
-func (c *cargoConfig) merge(other cargoConfig) {
-	if c.Source == nil {
-		c.Source = other.Source
+func (c *Cargo) merge(other Cargo) {
+	if c.Sources == nil {
+		c.Sources = other.Sources
 	}
 	if c.Registries == nil {
 		c.Registries = other.Registries
@@ -90,55 +94,55 @@ func fromEnv(registry, setting string) string {
 	return os.Getenv("CARGO_REGISTRIES_" + name + "_" + setting)
 }
 
-// index returns the index of the registry of that name, or "".
-func (c cargoConfig) index(registry string) string {
+// Index returns the index of the registry of that name, or "".
+func (c Cargo) Index(registry string) string {
 	if v := fromEnv(registry, "INDEX"); v != "" {
 		return v
 	}
 	if v := c.Registries[registry].Index; v != "" {
 		return v
 	}
-	return c.Source[registry].Registry
+	return c.Sources[registry].Registry
 }
 
 // token returns the token of that registry, or "".
-func (c cargoConfig) token(registry string) string {
+func (c Cargo) token(registry string) string {
 	if v := fromEnv(registry, "TOKEN"); v != "" {
 		return v
 	}
 	return c.Registries[registry].Token
 }
 
-// replacement returns the name and the index of the registry that the machine's
+// Replacement returns the name and the index of the registry that the machine's
 // cargo uses in place of crates.io, the index as sparse+URL; "" if there is none.
-func (c cargoConfig) replacement() (name, index string) {
-	name = c.Source["crates-io"].Replace
+func (c Cargo) Replacement() (name, index string) {
+	name = c.Sources["crates-io"].Replace
 	for range 10 { // replacements of replacements
-		next := c.Source[name].Replace
+		next := c.Sources[name].Replace
 		if next == "" {
 			break
 		}
 		name = next
 	}
-	index = c.Source[name].Registry
+	index = c.Sources[name].Registry
 	if index == "" {
-		index = c.index(name)
+		index = c.Index(name)
 	}
-	if !strings.HasPrefix(index, "sparse+") || isLocalURL(index) {
+	if !strings.HasPrefix(index, "sparse+") || isLocal(index) {
 		return "", ""
 	}
 	return name, index
 }
 
 // named returns the name that cargo knows an index by, or "".
-func (c cargoConfig) named(index string) string {
+func (c Cargo) named(index string) string {
 	same := func(s string) bool { return s != "" && strings.TrimSuffix(s, "/") == strings.TrimSuffix(index, "/") }
 	for name := range c.Registries {
-		if same(c.index(name)) {
+		if same(c.Index(name)) {
 			return name
 		}
 	}
-	for name, s := range c.Source {
+	for name, s := range c.Sources {
 		if same(s.Registry) {
 			return name
 		}
@@ -146,35 +150,35 @@ func (c cargoConfig) named(index string) string {
 	return ""
 }
 
-// A cargoSource is a registry to mirror, with what opens it.
-type cargoSource struct {
-	index  string // URL, without sparse+
-	scopes []upstream.Scope
-	token  string
+// A CargoSource is a registry to mirror, with what opens it.
+type CargoSource struct {
+	Index  string // URL, without sparse+
+	Scopes []upstream.Scope
+	Token  string // that opens it, for what asks with one; also among Scopes
 }
 
-// source returns the registry at configured, sparse+URL. A user name and password
+// Source returns the registry at configured, sparse+URL. A user name and password
 // come from the URL, a token from cargo's settings for registry or for that index.
-func (c cargoConfig) source(configured, registry string) (cargoSource, error) {
+func (c Cargo) Source(configured, registry string) (CargoSource, error) {
 	index, ok := strings.CutPrefix(configured, "sparse+")
 	u, err := url.Parse(index)
 	if !ok || err != nil || u.Host == "" {
-		return cargoSource{}, fmt.Errorf("%q is not sparse+ and a URL", redactURL(configured))
+		return CargoSource{}, fmt.Errorf("%q is not sparse+ and a URL", upstream.Redact(configured))
 	}
 	index, scope, err := upstream.SplitUserinfo(index)
 	if err != nil {
-		return cargoSource{}, err
+		return CargoSource{}, err
 	}
-	s := cargoSource{index: index}
+	s := CargoSource{Index: index}
 	if registry == "" {
 		registry = c.named("sparse+" + index)
 	}
 	switch token := c.token(registry); {
 	case scope != (upstream.Scope{}):
-		s.scopes = append(s.scopes, scope)
+		s.Scopes = append(s.Scopes, scope)
 	case token != "":
-		s.token = token
-		s.scopes = append(s.scopes, upstream.Scope{URL: index, Authorization: token})
+		s.Token = token
+		s.Scopes = append(s.Scopes, upstream.Scope{URL: index, Authorization: token})
 	}
 	return s, nil
 }
