@@ -166,14 +166,7 @@ func (j *importJob) startBar(src importer.Source) {
 	if j.f.json || !ok || !term.IsTerminal(int(f.Fd())) {
 		return
 	}
-	total := int64(-1)
-	if c, ok := src.(interface{ Count() int }); ok {
-		total = int64(c.Count())
-		if total == 0 {
-			total = -1
-		}
-	}
-	j.bar = progressbar.NewOptions64(total,
+	j.bar = progressbar.NewOptions64(j.total(src),
 		progressbar.OptionSetWriter(f),
 		progressbar.OptionSetDescription("import "+string(src.Ecosystem())),
 		progressbar.OptionSetWidth(20),
@@ -184,6 +177,22 @@ func (j *importJob) startBar(src importer.Source) {
 		progressbar.OptionThrottle(100*time.Millisecond),
 		progressbar.OptionClearOnFinish(),
 	)
+}
+
+// total returns how many packages a source lists, about: as many as last time, for
+// one that is a whole registry and takes a while to be listed. It is -1 if nobody
+// knows.
+func (j *importJob) total(src importer.Source) int64 {
+	head := j.op.catalog.Head()
+	if n := head.Packages(src.Ecosystem()); n > 0 && src.Complete() {
+		return int64(n)
+	}
+	if c, ok := src.(interface{ Count() int }); ok {
+		if n := c.Count(); n > 0 {
+			return int64(n)
+		}
+	}
+	return -1
 }
 
 func (j *importJob) stopBar() {
