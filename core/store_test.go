@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -325,5 +326,41 @@ func TestSettled(t *testing.T) {
 	}
 	if beyond := total/blocks - size; beyond > 98 { // A6: 0.8 of the reference's 122
 		t.Errorf("%d bytes a block beyond the data, want at most 98", beyond)
+	}
+}
+
+// TestLookups looks for cores in tables of every age: the filters must not hide
+// what is there, nor what has been deleted since.
+func TestLookups(t *testing.T) {
+	fsys := vfs.NewMem()
+	key := func(i int) core.Key { return core.Key{byte(i), byte(i >> 8), 1} }
+	for round := range 6 { // each leaves a table
+		s := openStore(t, fsys)
+		for i := round * 100; i < round*100+100; i++ {
+			c, err := s.Open(key(i))
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.Close()
+		}
+		for i := range round * 10 { // again and again
+			if err := s.Delete(key(i)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				t.Fatal(err)
+			}
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := openStore(t, fsys)
+	defer s.Close()
+	for i := range 700 {
+		c, err := s.OpenExisting(key(i))
+		if there := i >= 50 && i < 600; there != (err == nil) || err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatalf("core %d: %v", i, err)
+		}
+		if err == nil {
+			c.Close()
+		}
 	}
 }
