@@ -136,8 +136,9 @@ type Config struct {
 	Artifacts ArtifactFetcher
 
 	// Served says that peers can read logs while they are written. Each append
-	// is durable then before it can be seen: a log that was seen longer than it
-	// is after a crash would be forked by the next append.
+	// to a log that they may know is durable then before it can be seen: a log
+	// that was seen longer than it is after a crash would be forked by the next
+	// append. SEC-16
 	Served bool
 
 	Workers int              // packages in work at a time; 0 means twice as many as processors

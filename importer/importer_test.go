@@ -279,6 +279,65 @@ func TestBadEntriesAreNotSigned(t *testing.T) {
 	}
 }
 
+// countedLogs counts how logs are appended to.
+type countedLogs struct {
+	Logs
+	durable, lazy atomic.Int64 // appends
+}
+
+func (l *countedLogs) Log(h pkglog.Header) (Log, error) {
+	log, err := l.Logs.Log(h)
+	return &countedLog{log, l}, err
+}
+
+type countedLog struct {
+	Log
+	of *countedLogs
+}
+
+func (l *countedLog) Append(blocks ...[]byte) (uint64, error) {
+	l.of.durable.Add(1)
+	return l.Log.Append(blocks...)
+}
+
+func (l *countedLog) AppendLazy(blocks ...[]byte) (uint64, error) {
+	l.of.lazy.Add(1)
+	return l.Log.AppendLazy(blocks...)
+}
+
+// TestServed appends to logs that peers can read. One that they can know is never
+// seen longer than it will be after a crash; a new one is as cheap as without peers.
+// SEC-16
+func TestServed(t *testing.T) {
+	dir := t.TempDir()
+	idx := filepath.Join(dir, "index")
+	syn := synthetic.Cargo{Crates: 40, Seed: 2}
+	if _, _, err := syn.Write(idx); err != nil {
+		t.Fatal(err)
+	}
+	var logs *countedLogs
+	n := openNode(t, dir, func(c *Config) {
+		logs = &countedLogs{Logs: c.Logs}
+		c.Logs, c.Served = logs, true
+	})
+	n.run(t, cargoDir(t, idx))
+	if d, l := logs.durable.Load(), logs.lazy.Load(); d != 0 || l != 40 {
+		t.Errorf("first import: %d durable appends and %d others", d, l)
+	}
+	logs.lazy.Store(0)
+	for i := range 3 {
+		k := syn.Crate(i)
+		k.Lines = append(k.Lines, bytes.Replace(k.Lines[0], []byte(`"vers":"`), []byte(`"vers":"9999.`), 1))
+		write(t, filepath.Join(idx, filepath.FromSlash(synthetic.Path(k.Name))), k.File())
+	}
+	if sum := n.run(t, cargoDir(t, idx)); sum.Changed != 3 || sum.Problems != 0 {
+		t.Errorf("second import: %+v, %v", sum, n.problems)
+	}
+	if d, l := logs.durable.Load(), logs.lazy.Load(); d != 3 || l != 0 {
+		t.Errorf("three changed: %d durable appends and %d others", d, l)
+	}
+}
+
 // A cutSource ends the run it is in after some packages.
 type cutSource struct {
 	Source

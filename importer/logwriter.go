@@ -15,7 +15,7 @@ type logWriter struct {
 	log     Log
 	state   *pkglog.State
 	entry   catalog.Entry // in the catalog; Length is 0 if there is none
-	durable bool          // each append
+	durable bool          // each append; see [Config.Served]
 }
 
 // openLog opens and folds the log of h. A log that has fewer blocks than the
@@ -30,7 +30,9 @@ func (r *run) openLog(ctx context.Context, h pkglog.Header) (*logWriter, error) 
 	if err != nil {
 		return nil, err
 	}
-	w := &logWriter{key: key, log: log, durable: r.c.Served}
+	// The key of a log that has no block yet follows from the seed alone: nobody
+	// can ask for it before the catalog names it, and it is synced by then.
+	w := &logWriter{key: key, log: log, durable: r.c.Served && log.Tree().Length > 0}
 	if err := r.fold(ctx, w, h); err != nil {
 		log.Close()
 		return nil, err
