@@ -18,17 +18,14 @@ import (
 	"time"
 )
 
-// The load: some workers, each with some connections.
-const (
-	loadWorkers = 2
-	loadConns   = 8
-)
+// loadWorkers is how many workers a load has.
+const loadWorkers = 2
 
-// load sends equal GET requests over keep-alive connections for a [window] and
-// returns the number of answers and the seconds that took. A worker first sends on all its connections and
-// then reads from all, so that most reads find their answer there: the client
-// needs the machine's two cores as little as may be.
-func load(b *testing.B, addr, path string) (n, seconds float64) {
+// load sends equal GET requests over conns keep-alive connections for a [window]
+// and returns the number of answers and the seconds that took. A worker first
+// sends on all its connections and then reads from all, so that most reads find
+// their answer there: the client needs the machine's two cores as little as may be.
+func load(b *testing.B, conns int, addr, path string) (n, seconds float64) {
 	b.Helper()
 	request := fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\n\r\n", path, addr)
 	var answers atomic.Int64
@@ -36,7 +33,7 @@ func load(b *testing.B, addr, path string) (n, seconds float64) {
 	start := time.Now()
 	for range loadWorkers {
 		wg.Go(func() {
-			n, err := loadOne(addr, request, start.Add(window))
+			n, err := loadOne(addr, conns/loadWorkers, request, start.Add(window))
 			if err != nil {
 				b.Error(err)
 			}
@@ -48,10 +45,10 @@ func load(b *testing.B, addr, path string) (n, seconds float64) {
 }
 
 // loadOne is a worker until the time is up, and returns how many answers it read.
-func loadOne(addr string, request []byte, until time.Time) (n int, err error) {
+func loadOne(addr string, n int, request []byte, until time.Time) (answers int, err error) {
 	var conns []net.Conn
 	var readers []*bufio.Reader
-	for range loadConns {
+	for range n {
 		conn, err := net.Dial("tcp", addr)
 		if err != nil {
 			return 0, err
@@ -63,17 +60,17 @@ func loadOne(addr string, request []byte, until time.Time) (n int, err error) {
 	for time.Now().Before(until) {
 		for _, c := range conns {
 			if _, err := c.Write(request); err != nil {
-				return n, err
+				return answers, err
 			}
 		}
 		for _, r := range readers {
 			if err := skipAnswer(r); err != nil {
-				return n, err
+				return answers, err
 			}
-			n++
+			answers++
 		}
 	}
-	return n, nil
+	return answers, nil
 }
 
 // skipAnswer reads an answer that must be a 200 with a Content-Length.
