@@ -24,6 +24,7 @@ var (
 	errLease  = errors.New("the fleet leaves it to this node")
 	errKeeper = errors.New("the keeper of the lease does not answer")
 	errHolder = errors.New("the holder of the lease does not deliver")
+	errSilent = errors.New("the holder of the lease does not answer")
 )
 
 // An attempt is a search for one artifact. Its fields are guarded by
@@ -39,11 +40,11 @@ type attempt struct {
 	finished   bool
 
 	// In a fleet:
-	keeper   PeerKey          // whom we have asked for the lease; zero if nobody
-	askedAt  time.Time        // when
-	holder   PeerKey          // who has it; zero while not known
-	heldAt   time.Time        // when we learnt of the holder, or last heard of it
-	failed   map[PeerKey]bool // holders that turned out not to have it
+	keeper   PeerKey               // whom we have asked for the lease; zero if nobody
+	askedAt  time.Time             // when
+	holder   PeerKey               // who has it; zero while not known
+	heldAt   time.Time             // when we learnt of the holder, or last heard of it
+	failed   map[PeerKey]time.Time // holders that turned out not to have it, and since when
 	released bool
 }
 
@@ -87,6 +88,7 @@ func (x *Exchange) Fetch(ctx context.Context, ds []artifact.Digest, t *fetch.Tra
 			}
 			continue
 		case next != nil:
+			x.log.Debug("no peer delivers", "digest", ds[0].String(), "err", next)
 			return nil, next
 		}
 		timer := time.NewTimer(wait)
@@ -254,24 +256,38 @@ func (x *Exchange) decideFleet(a *attempt, t *fetch.Transfer) (time.Duration, er
 		return left, nil
 	}
 	if s := a.asked[a.holder]; s != nil && s.lacks {
-		if a.failed[a.holder] {
-			return 0, errHolder // the keeper insists on it
-		}
-		// It failed. One of those who waited gets the lease next.
-		if a.failed == nil {
-			a.failed = make(map[PeerKey]bool)
-		}
-		a.failed[a.holder] = true
-		a.holder = PeerKey{}
-		x.requestLease(a, now)
-		return keeperSilence, nil
+		return x.holderFailed(a, t, now)
 	}
 	left := holderSilence - now.Sub(a.heldAt)
 	if left <= 0 {
-		return 0, errHolder
+		return 0, errSilent
 	}
 	t.Expect(left)
 	return left, nil
+}
+
+// holderFailed asks the keeper who gets the lease after a holder that does not have
+// the file. The keeper may hear of that later than we: what the holder sends to it
+// takes another way. So it is asked again, for a while, if it insists on the holder.
+// The caller holds x.mu.
+func (x *Exchange) holderFailed(a *attempt, t *fetch.Transfer, now time.Time) (time.Duration, error) {
+	since, again := a.failed[a.holder]
+	if again && now.Sub(since) >= keeperSilence {
+		return 0, errHolder
+	}
+	t.Expect(keeperSilence)
+	if left := heartbeat - now.Sub(a.askedAt); again && left > 0 {
+		return left, nil
+	}
+	if a.failed == nil {
+		a.failed = make(map[PeerKey]time.Time)
+	}
+	if !again {
+		a.failed[a.holder] = now
+	}
+	a.holder = PeerKey{}
+	x.requestLease(a, now)
+	return keeperSilence, nil
 }
 
 // answersDue returns how long to wait for peers that have not answered yet. One

@@ -37,8 +37,10 @@
 // none of them has answered that it has the file, goes to the upstream; it waits
 // for their answers for [answerSilence] at most. The others are told the holder, send it their want, and wait.
 // They go on by themselves when the holder is silent for [holderSilence], leaves,
-// says that it does not have the file, or takes longer than [leasePatience]; a
-// keeper that does not answer within [keeperSilence] is passed over.
+// or takes longer than [leasePatience]. When it says that it does not have the file,
+// the keeper is asked who gets the lease next, for [keeperSilence]: it may not have
+// heard of that yet. A keeper that does not answer within [keeperSilence] is passed
+// over.
 package exchange
 
 import (

@@ -130,8 +130,9 @@ type network struct {
 	delay  time.Duration
 	fleet  bool
 	links  []*link
-	silent sync.Map                  // of PeerKey: its messages are lost
-	late   map[PeerKey]time.Duration // its messages take longer
+	silent sync.Map                     // of PeerKey: its messages are lost
+	late   map[PeerKey]time.Duration    // its messages take longer
+	slow   map[[2]PeerKey]time.Duration // those from the one to the other do
 }
 
 type link struct {
@@ -149,7 +150,7 @@ type message struct {
 }
 
 func newNetwork(t *testing.T, n int, fleet bool) (*network, []*node) {
-	w := &network{t: t, nodes: map[PeerKey]*node{}, delay: time.Millisecond, fleet: fleet, late: map[PeerKey]time.Duration{}}
+	w := &network{t: t, nodes: map[PeerKey]*node{}, delay: time.Millisecond, fleet: fleet, late: map[PeerKey]time.Duration{}, slow: map[[2]PeerKey]time.Duration{}}
 	var nodes []*node
 	for i := range n {
 		key := PeerKey{byte(i + 1)}
@@ -187,21 +188,21 @@ func newNetwork(t *testing.T, n int, fleet bool) (*network, []*node) {
 
 func (w *network) connect(a, b *node) {
 	l := &link{queue: [2]chan message{make(chan message, 1000), make(chan message, 1000)}, done: make(chan struct{})}
-	send := func(from *node, q chan message) func(int, []byte) error {
+	send := func(from, to *node, q chan message) func(int, []byte) error {
 		return func(msg int, payload []byte) error {
 			if _, silent := w.silent.Load(from.key); silent {
 				return nil
 			}
 			select {
-			case q <- message{time.Now().Add(w.delay + w.late[from.key]), msg, payload}:
+			case q <- message{time.Now().Add(w.delay + w.late[from.key] + w.slow[[2]PeerKey{from.key, to.key}]), msg, payload}:
 				return nil
 			case <-l.done:
 				return io.ErrClosedPipe
 			}
 		}
 	}
-	l.a = a.Connect(b.key, w.fleet, send(a, l.queue[0]))
-	l.b = b.Connect(a.key, w.fleet, send(b, l.queue[1]))
+	l.a = a.Connect(b.key, w.fleet, send(a, b, l.queue[0]))
+	l.b = b.Connect(a.key, w.fleet, send(b, a, l.queue[1]))
 	deliver := func(to *Peer, q chan message) {
 		for {
 			select {
@@ -276,13 +277,14 @@ type origin struct {
 	wait   time.Duration
 	opened atomic.Int64
 	hang   atomic.Bool
+	fails  int64 // requests that fail, the first ones
 }
 
 func (o *origin) artifact() *fetch.Artifact {
 	return &fetch.Artifact{
 		Name: digest(o.data).String(), Known: []artifact.Digest{digest(o.data)}, MaxBytes: 1 << 30,
 		Upstream: func(ctx context.Context) (*fetch.Download, error) {
-			o.opened.Add(1)
+			n := o.opened.Add(1)
 			if o.hang.Load() {
 				<-ctx.Done()
 				return nil, ctx.Err()
@@ -291,6 +293,9 @@ func (o *origin) artifact() *fetch.Artifact {
 			case <-time.After(o.wait):
 			case <-ctx.Done():
 				return nil, ctx.Err()
+			}
+			if n <= o.fails {
+				return nil, errors.New("the upstream fails")
 			}
 			return &fetch.Download{ReadCloser: io.NopCloser(bytes.NewReader(o.data)), Size: int64(len(o.data))}, nil
 		},
@@ -512,6 +517,46 @@ func TestFleetMemberKilled(t *testing.T) {
 			}
 			if got := o.opened.Load(); got != want {
 				t.Errorf("%s killed: %d upstream requests, want %d", who, got, want)
+			}
+		})
+	}
+}
+
+// TestFleetHolderFails has a holder whose upstream fails, and which tells those who
+// wait for it before the keeper: one of them goes to the upstream, not all. REL-9,
+// REL-18
+func TestFleetHolderFails(t *testing.T) {
+	for _, later := range []time.Duration{0, 20 * time.Millisecond, 100 * time.Millisecond, 400 * time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			w, nodes := newNetwork(t, 10, true)
+			o := newOrigin()
+			o.wait, o.fails = time.Second, 1
+			var keys []PeerKey
+			for _, nd := range nodes {
+				keys = append(keys, nd.key)
+			}
+			k := keeper([32]byte{7}, digest(o.data), keys)
+			first, rest := nodes[0], nodes[1:]
+			if first.key == k {
+				first, rest = nodes[9], nodes[:9]
+			}
+			w.slow[[2]PeerKey{first.key, k}] = later
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				if b, err := first.fetcher.Fetch(t.Context(), o.artifact()); err == nil {
+					b.Close()
+					t.Error("the first has it from an upstream that fails")
+				}
+			})
+			time.Sleep(500 * time.Millisecond)
+			for _, nd := range rest {
+				if nd.key != k {
+					wg.Go(func() { nd.wantGet(o, "") })
+				}
+			}
+			wg.Wait()
+			if got := o.opened.Load(); got != 2 {
+				t.Errorf("release %v late: %d upstream requests, want 2", later, got)
 			}
 		})
 	}
