@@ -291,14 +291,14 @@ func (db *DB) advance(ctx context.Context, signed []byte) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrMismatch, err)
 	}
-	db.advancing.Lock()
-	defer db.advancing.Unlock()
-	if err := db.compare(ctx, tree, signed); err != nil {
-		return err
-	}
 	kept, _ := db.head.load()
-	if tree.N <= kept.N {
-		return nil
+	if tree.N > kept.N {
+		db.advancing.Lock()
+		defer db.advancing.Unlock()
+		kept, _ = db.head.load()
+	}
+	if err := db.compare(ctx, tree, signed); err != nil || tree.N <= kept.N {
+		return err
 	}
 	// Once more, keeping the tiles that show the kept tree in the new one.
 	err = db.proving(ctx, func(r tlog.TileReader) error {
@@ -312,7 +312,7 @@ func (db *DB) advance(ctx context.Context, signed []byte) error {
 }
 
 // compare returns [ErrFork], having reported it, if tree and the kept tree are
-// not one history. It keeps no tiles: they may be of a fork.
+// not one history. It keeps no tiles of tree: they may be of a fork.
 func (db *DB) compare(ctx context.Context, tree tlog.Tree, signed []byte) error {
 	kept, keptSigned := db.head.load()
 	if kept.N == 0 {
@@ -324,10 +324,17 @@ func (db *DB) compare(ctx context.Context, tree tlog.Tree, signed []byte) error 
 	}
 	h := newer.Hash
 	if older.N < newer.N {
+		prove := func(r tlog.TileReader) (err error) {
+			h, err = tlog.TreeHash(older.N, tlog.TileHashReader(newer, r))
+			return err
+		}
 		var err error
-		// Tiles of the kept tree may be at hand; those of the other are its own.
-		r := &reader{db: db, ctx: ctx, fresh: newer == tree, bare: true}
-		if h, err = tlog.TreeHash(older.N, tlog.TileHashReader(newer, r)); err != nil {
+		if newer == tree {
+			err = prove(&reader{db: db, ctx: ctx, fresh: true, bare: true})
+		} else {
+			err = db.proving(ctx, prove)
+		}
+		if err != nil {
 			return mismatch(fmt.Errorf("check tree %d against tree %d: %w", older.N, newer.N, err))
 		}
 	}

@@ -621,3 +621,49 @@ func TestNoRecords(t *testing.T) {
 		}
 	}
 }
+
+// TestOlderTrees: an answer may come with an older tree than the kept one, as those
+// of caches do. It is compared by tiles of the kept tree, which are kept, and a
+// damaged one is asked for again.
+func TestOlderTrees(t *testing.T) {
+	f := newFake(t)
+	d := &dirs{}
+	var notes [][]byte // of trees that end at, before and after the ends of tiles
+	for _, n := range []int{100, 156, 44, 300, 400} {
+		f.grow(t, fmt.Sprint("m", len(notes)), n)
+		signed, err := f.ops.Signed(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		notes = append(notes, signed)
+	}
+	db := openDB(t, f, d)
+	if _, err := db.Lookup(t.Context(), mod("m4", 399)); err != nil {
+		t.Fatal(err)
+	}
+	db = openDB(t, f, d)
+	for i := range int64(3) {
+		db.cache.Put(db.tileKey(tlog.Tile{H: tileHeight, N: i, W: 256}), make([]byte, 256*tlog.HashSize))
+	}
+	for i, signed := range notes {
+		f.tamper = func(path string, body []byte) []byte {
+			if id, text, _, err := tlog.ParseRecord(body); err == nil && strings.HasPrefix(path, "/lookup/") {
+				return fmt.Appendf(nil, "%d\n%s\n%s", id, text, signed)
+			}
+			return body
+		}
+		for k := range 20 {
+			if _, err := db.Lookup(t.Context(), mod(fmt.Sprint("m", i), k)); err != nil {
+				t.Errorf("under tree %d: %v", i, err)
+			}
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if n := len(f.asked); n > 100+15 {
+		t.Errorf("%d requests for 101 records", n)
+	}
+	if db.Forks() != 0 {
+		t.Errorf("%d forks", db.Forks())
+	}
+}
