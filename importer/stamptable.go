@@ -1,9 +1,6 @@
 package importer
 
-import (
-	"hash/maphash"
-	"slices"
-)
+import "hash/maphash"
 
 // A stampTable has a stamp for each of very many names. It holds no pointers for
 // the garbage collector to follow, nor an allocation a name.
@@ -94,7 +91,9 @@ func (t *stampTable) reserve(n int) {
 	if size == len(t.slots) {
 		return
 	}
-	t.records = slices.Grow(t.records, max(n-len(t.records), 0))
+	if len(t.records) == 0 {
+		t.records = make([]stampRecord, 0, n)
+	}
 	t.slots = make([]uint32, size)
 	for i := range t.records {
 		_, slot := t.find(string(t.name(&t.records[i])))
