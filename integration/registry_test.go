@@ -189,11 +189,14 @@ func TestRegistryCargo(t *testing.T) {
 	addr, stopOperator := o.watch(source...)
 	up.Stop()
 
-	a, urlA := signedNode(t, up, nil, o.key, addr)
-	ca := newCargoClient(t, urlA, true)
+	a := mirrorNode(t, o.key, addr)
+	_, urlC := signedNode(t, up, nil, o.key, addr)
+	ca := newCargoClient(t, urlC, true)
 	ca.run("fetch", "--locked")
+	waitMirrored(t, a, len(names))
 	stopOperator()
 
+	// Nobody has asked the mirror for anything.
 	b, urlB := signedNode(t, up, nil, o.key, a.SwarmAddr())
 	cb := newCargoClient(t, urlB, false)
 	cb.run("fetch")
@@ -259,6 +262,32 @@ func signedNode(t testing.TB, up *cargoupstream.Server, goUp *goupstream.Server,
 	return n, "sparse+" + n.URL() + "/cargo/"
 }
 
+// mirrorNode runs a node that holds all of a registry, and knows no upstream.
+func mirrorNode(t testing.TB, key core.Key, peer string) *runningNode {
+	t.Helper()
+	return startNode(t, t.TempDir(), node.Config{
+		Registries: []core.Key{key}, Mirror: node.Mirror{Logs: true, Files: "all"},
+		Peers: []string{peer}, SwarmListen: "127.0.0.1:0",
+		Offline: true, CargoUpstream: "sparse+http://127.0.0.1:1/", GoUpstream: "off", SumDB: "off",
+	})
+}
+
+// waitMirrored waits until a mirror of at least that many packages is complete.
+func waitMirrored(t testing.TB, n *runningNode, packages int) {
+	t.Helper()
+	deadline := time.Now().Add(2 * time.Minute)
+	for {
+		m := n.Status().Registries[0].Mirror
+		if m.State == "up to date" && m.Files.State == "up to date" && m.Held == m.Known && m.Files.Done == m.Known && int(m.Held) >= packages {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("mirror is not complete: %+v, files %+v", m, m.Files)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
 func testRegistryJS(t *testing.T, key core.Key, addr string, files map[string][]byte) {
 	js := testenv.StartNode(t, "registry.mjs", key.String(), addr)
 	var names []string
@@ -308,10 +337,20 @@ func TestRegistryGo(t *testing.T) {
 	addr, stopOperator := o.watch(source...)
 	up.Stop()
 
+	m := mirrorNode(t, o.key, addr)
 	a, _ := signedNode(t, nil, up, o.key, addr)
 	first := newGoClient(t, a.URL()+"/go", "off", true)
 	first.run("mod", "download")
+	waitMirrored(t, m, 1)
 	stopOperator()
+	defer func() { // with a seeder that nobody has asked for anything
+		c, _ := signedNode(t, nil, up, o.key, m.SwarmAddr())
+		third := newGoClient(t, c.URL()+"/go", "off", true)
+		third.run("mod", "download")
+		if third.goSum() != direct.goSum() {
+			t.Error("go.sum differs from the upstream's with a mirror as the seeder")
+		}
+	}()
 
 	b, _ := signedNode(t, nil, up, o.key, a.SwarmAddr())
 	second := newGoClient(t, b.URL()+"/go", "off", false)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 	"github.com/pkgswarm/pkgswarm/internal/node"
+	"github.com/pkgswarm/pkgswarm/registry/signed"
 	"github.com/spf13/cobra"
 )
 
@@ -127,6 +128,9 @@ func printStatus(out io.Writer, st node.Status) error {
 	fmt.Fprintf(w, "peers\t%d connected\n", len(st.Swarm.Peers))
 	for _, r := range st.Registries {
 		fmt.Fprintf(w, "registry\t%s\n", registryLine(r))
+		if r.Mirror != nil {
+			fmt.Fprintf(w, "\t%s\n", mirrorLine(r.Mirror))
+		}
 	}
 	fmt.Fprintf(w, "served\t%s\n", st.Usage.String())
 	return w.Flush()
@@ -171,12 +175,44 @@ func newPeersCommand(s *streams) *cobra.Command {
 }
 
 func registryLine(r node.RegistryStatus) string {
-	if r.Length == 0 {
+	switch {
+	case r.Forked:
+		return r.Key + ": not used, its operator has signed two histories"
+	case r.Length == 0 && r.Error != "":
+		return r.Key + ": not read yet: " + printable(r.Error)
+	case r.Length == 0:
 		return r.Key + ": not read yet"
 	}
 	line := fmt.Sprintf("%s: %d crates, %d modules, vouched for at %s", r.Key, r.Cargo, r.Go, r.Time)
 	if r.Stale {
 		line += " (stale)"
+	}
+	if r.Successor != "" {
+		line += ", as " + r.Successor
+	}
+	if r.Error != "" {
+		line += "; newer head refused: " + printable(r.Error)
+	}
+	return line
+}
+
+// mirrorLine says how far a mirror of a registry is.
+func mirrorLine(m *signed.MirrorStatus) string {
+	line := fmt.Sprintf("mirror: %s, %d of %d logs, %s", m.State, m.Held, m.Known, humanize.Bytes(m.Bytes))
+	if m.Late > 0 {
+		line += fmt.Sprintf(", %d with no peer", m.Late)
+	}
+	if m.Wrong > 0 {
+		line += fmt.Sprintf(", %d wrong", m.Wrong)
+	}
+	if f := m.Files; f != nil {
+		line += fmt.Sprintf("; files of %d packages, %s", f.Done, f.State)
+		if f.Late > 0 {
+			line += fmt.Sprintf(", %d with no peer", f.Late)
+		}
+		if f.LeftOut > 0 {
+			line += fmt.Sprintf(", %d left out", f.LeftOut)
+		}
 	}
 	return line
 }

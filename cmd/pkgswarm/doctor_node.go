@@ -1,13 +1,16 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"net/http"
 	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/pkgswarm/pkgswarm/internal/node"
+	"github.com/pkgswarm/pkgswarm/registry/signed"
 )
 
 const (
@@ -118,13 +121,44 @@ func (d *doctor) examineClock(upstream time.Time, registries []node.RegistryStat
 
 func (d *doctor) examineRegistry(r node.RegistryStatus) {
 	switch {
+	case r.Forked:
+		d.bad("registry", "ask its operator for another key; pkgswarm verify --evidence shows what was signed", "the operator of catalog %s has signed two histories: it is not used", r.Key)
 	case r.Length == 0:
 		d.bad("registry", "name a peer that has it with --peer", "catalog %s has not been read yet", r.Key)
 	case r.Stale:
 		d.bad("registry", "ask its operator; meanwhile the upstream is asked what is new", "catalog %s was last vouched for at %s", r.Key, r.Time)
+	case r.Error != "":
+		d.bad("registry", "ask its operator; what was accepted before is used meanwhile", "%s", registryLine(r))
 	default:
 		d.ok("registry", "%s", registryLine(r))
 	}
+	if r.Mirror != nil {
+		d.examineMirror(r.Mirror)
+	}
+}
+
+func (d *doctor) examineMirror(m *signed.MirrorStatus) {
+	left := 0
+	if m.Files != nil {
+		left = m.Files.LeftOut
+	}
+	switch err := cmp.Or(m.Err, filesErr(m.Files)); {
+	case err != "":
+		d.bad("mirror", "it goes on by itself once that is over", "%s", printable(err))
+	case m.Wrong > 0:
+		d.bad("mirror", "ask the operator; the node's log names them", "%d package logs are not as their operator signed them", m.Wrong)
+	case left > 0:
+		d.note("mirror", fmt.Sprintf("the files of %d packages do not fit", left), "raise --disk-cap and start the node again")
+	default:
+		d.ok("mirror", "%s", strings.TrimPrefix(mirrorLine(m), "mirror: "))
+	}
+}
+
+func filesErr(f *signed.FilesStatus) string {
+	if f == nil {
+		return ""
+	}
+	return f.Err
 }
 
 func (d *doctor) examineSwarm(st node.SwarmStatus) {

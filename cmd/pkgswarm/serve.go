@@ -1,10 +1,13 @@
 package main
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -12,6 +15,7 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/pkgswarm/pkgswarm/core"
 	"github.com/pkgswarm/pkgswarm/internal/node"
+	"github.com/pkgswarm/pkgswarm/registry/pkglog"
 	"github.com/spf13/cobra"
 )
 
@@ -25,6 +29,7 @@ type serveFlags struct {
 	noLAN   bool
 
 	registries []string
+	mirror     string
 	logLevel   string
 	logFormat  string
 }
@@ -43,7 +48,10 @@ func (f *serveFlags) add(cmd *cobra.Command) {
 	fs.BoolVar(&f.node.Offline, "offline", false, "never ask an upstream")
 	fs.StringVar(&f.diskCap, "disk-cap", "", "most `BYTES` of artifacts to keep, such as 500GB")
 	fs.StringVar(&f.minFree, "min-free", "256MiB", "`BYTES` of free disk space to leave alone")
-	fs.StringSliceVar(&f.registries, "registry", nil, "registry `KEY` of an operator; several with commas, and agree=N if N of them must agree")
+	fs.StringSliceVar(&f.registries, "registry", nil, "registry `KEY`; with KEY,KEY,agree=2 two must agree")
+	fs.StringVar(&f.mirror, "mirror", "", "mirror the registries: all, index or lock:`FILE`")
+	fs.Lookup("mirror").NoOptDefVal = "all"
+	complete(cmd, "mirror", "all", "index", "lock:")
 	fs.StringVar(&f.node.SwarmListen, "swarm-listen", "", "`ADDRESS` for peers (default: any port)")
 	fs.StringSliceVar(&f.node.Peers, "peer", nil, "`ADDRESS` of a peer or of many; may be repeated")
 	fs.BoolVar(&f.node.LAN, "lan", true, "find peers on the local network")
@@ -90,6 +98,9 @@ func (f *serveFlags) config(s *streams) (node.Config, error) {
 		c.MinFree = -1 // none, where 0 would be the default
 	}
 	if err := f.addRegistries(&c); err != nil {
+		return c, err
+	}
+	if c.Mirror, err = f.mirrored(); err != nil {
 		return c, err
 	}
 	var level slog.Level
@@ -146,6 +157,31 @@ func (f *serveFlags) addRegistries(c *node.Config) error {
 	return nil
 }
 
+// mirrored reads --mirror.
+func (f *serveFlags) mirrored() (m node.Mirror, err error) {
+	if f.mirror == "" {
+		return m, nil
+	}
+	if len(f.registries) == 0 {
+		return m, &exitError{exitUsage, errors.New("--mirror: of which registry?"), "name it with --registry KEY"}
+	}
+	m.Logs = true
+	switch lock, ok := strings.CutPrefix(f.mirror, "lock:"); {
+	case ok:
+		want, err := lockedVersions(lock)
+		if err != nil {
+			return m, err
+		}
+		m.Want = func(h pkglog.Header, version string) bool { return want[h.Name()+"@"+version] }
+		m.Files = fmt.Sprintf("lock:%x", sha256.Sum256([]byte(strings.Join(slices.Sorted(maps.Keys(want)), "\n"))))
+	case f.mirror == "all":
+		m.Files = "all"
+	case f.mirror != "index":
+		return m, &exitError{exitUsage, fmt.Errorf("--mirror=%s", f.mirror), "use --mirror, --mirror=index or --mirror=lock:FILE"}
+	}
+	return m, nil
+}
+
 func newServeCommand(s *streams) *cobra.Command {
 	f := &serveFlags{}
 	cmd := &cobra.Command{
@@ -182,7 +218,7 @@ address is in use.`,
 		},
 	}
 	f.add(cmd)
-	showOnly(cmd, "listen", "data", "state", "offline", "disk-cap", "registry", "peer", "swarm-listen",
+	showOnly(cmd, "listen", "data", "state", "offline", "disk-cap", "registry", "mirror", "peer", "swarm-listen",
 		"fleet-token-file", "no-lan", "private", "upload-rate", "public-url", "log-level")
 	return cmd
 }

@@ -28,6 +28,9 @@ func (n *Node) Banner() string {
 	}
 	fmt.Fprintf(&b, "  data    %s: %s, %s (%s)\n", n.c.Data, plural(int(st.Files), "artifact"), humanize.Bytes(uint64(st.Bytes)), limit)
 	fmt.Fprintf(&b, "  peers   %s\n", n.peersLine())
+	if n.c.Mirror.Logs {
+		fmt.Fprintf(&b, "  mirror  %s of %s\n", n.mirrorLine(), plural(len(n.c.Registries), "registry key"))
+	}
 	return b.String()
 }
 
@@ -36,6 +39,17 @@ func (n *Node) upstreamLine() string {
 		return "disk and peers only (--offline)"
 	}
 	return strings.Join(n.upstreams(), " ")
+}
+
+// mirrorLine says what is mirrored.
+func (n *Node) mirrorLine() string {
+	switch {
+	case n.c.Mirror.Files == "":
+		return "all package logs"
+	case n.c.Mirror.Want != nil:
+		return "all package logs, and the files of a lock file,"
+	}
+	return "all package logs and files"
 }
 
 // shortList names the first few of a list.

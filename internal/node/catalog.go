@@ -25,7 +25,7 @@ func (s signedCrates) CrateIndex(ctx context.Context, name string) ([]byte, bool
 }
 
 // refreshed is told of a package that has changed in a catalog: clients see it at
-// once, and what was removed is taken back even if nobody asks for it again.
+// once.
 func (n *Node) refreshed(h pkglog.Header) {
 	if h.Ecosystem == pkglog.Cargo && n.crates != nil {
 		n.crates.Expire(registry.CrateName(h.Package))
@@ -71,25 +71,36 @@ func (n *Node) withdraw(d artifact.Digest, reason string) error {
 
 // RegistryStatus describes a catalog that the node follows.
 type RegistryStatus struct {
-	Key    string `json:"key"`
+	Key string `json:"key"` // as configured
+	// Successor is the key that it was replaced by; empty if it was not.
+	Successor string `json:"successor,omitempty"`
+
 	Length uint64 `json:"length"` // of the head in use; 0 if there is none yet
 	Time   string `json:"time,omitempty"`
 	Cargo  uint64 `json:"cargo_packages"`
 	Go     uint64 `json:"go_packages"`
 	Stale  bool   `json:"stale"`
+	Forked bool   `json:"forked,omitempty"` // the operator has signed two histories: it is not used
+	Error  string `json:"error,omitempty"`  // what is wrong with the newest head
+
+	Mirror *signed.MirrorStatus `json:"mirror,omitempty"` // nil if it is not mirrored
 }
 
 func (n *Node) registryStatus() []RegistryStatus {
 	rs := []RegistryStatus{}
-	for _, key := range n.c.Registries {
-		r := RegistryStatus{Key: key.String(), Stale: true}
-		for _, s := range n.signed.Snapshots() {
-			if s.Key == key {
-				r = RegistryStatus{
-					Key: key.String(), Length: s.Length, Time: s.Head.Time.UTC().Format(time.RFC3339),
-					Cargo: s.Head.Cargo, Go: s.Head.Go, Stale: s.Stale(time.Now()),
-				}
-			}
+	if n.signed == nil {
+		return rs
+	}
+	for _, s := range n.signed.Status() {
+		r := RegistryStatus{
+			Key: s.Configured.String(), Length: s.Length, Cargo: s.Head.Cargo, Go: s.Head.Go,
+			Stale: s.Stale || !s.Ready, Forked: s.Forked, Error: s.Err, Mirror: s.Mirrored,
+		}
+		if s.Key != s.Configured {
+			r.Successor = s.Key.String()
+		}
+		if s.Ready {
+			r.Time = s.Head.Time.UTC().Format(time.RFC3339)
 		}
 		rs = append(rs, r)
 	}

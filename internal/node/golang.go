@@ -24,6 +24,7 @@ func (n *Node) openGo() error {
 	if err != nil {
 		return err
 	}
+	n.goPrivate = s.noProxy
 	cache, err := n.openCache("go", moduleCache)
 	if err != nil {
 		return err

@@ -51,7 +51,7 @@ func newMetrics(n *Node) *metrics {
 			func() float64 { return float64(f(n.artifacts.Stats())) })
 	}
 	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		m.requests, m.latency, m.artifacts, m.bytes, m.failures, m.wrong, m.panics,
+		m.requests, m.latency, m.artifacts, m.bytes, m.failures, m.wrong, m.panics, newCatalogCollector(n),
 		gauge("pkgswarm_store_files", "Artifacts stored.", func(s artifact.Stats) int64 { return s.Files }),
 		gauge("pkgswarm_store_bytes", "Size of the artifacts stored.", func(s artifact.Stats) int64 { return s.Bytes }),
 		gauge("pkgswarm_store_free_bytes", "Free space of the store's disk.", func(s artifact.Stats) int64 { return s.Free }),

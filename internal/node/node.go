@@ -95,6 +95,7 @@ type Config struct {
 
 	Registries []core.Key // operators' catalogs, in the order of preference
 	Agree      int        // how many operators must agree; 0 or 1: any will do
+	Mirror     Mirror     // what of their registries is held without being asked for
 
 	SwarmListen    string   // address for peers; empty: any port with LAN, else none
 	Peers          []string // addresses of peers
@@ -141,6 +142,7 @@ type Node struct {
 	clients       []*upstream.Client
 	mirrors       []*crates.Crates // of cargo registries, private ones included
 	sumKey        string
+	goPrivate     string // patterns of private modules
 	token         string // for changes over HTTP
 	deniedMu      sync.Mutex
 	denied        []Denial         // guarded by deniedMu

@@ -110,7 +110,7 @@ func (n *Node) openCatalogs() error {
 	n.signed = signed.New(signed.Config{
 		Peers:  &signed.Cores{Store: n.cores, Open: n.swarm.Open},
 		Memory: memory, Keys: n.c.Registries, Agree: n.c.Agree, Logger: n.log,
-		Refreshed: n.refreshed,
+		Refreshed: n.refreshed, Kept: n.kept, Mirror: n.openMirror(),
 	})
 	return nil
 }

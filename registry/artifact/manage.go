@@ -127,20 +127,25 @@ func (s *Store) makeRoom(n int64) error {
 
 // over reports whether n more bytes would break the cap or the minimum of free space.
 func (s *Store) over(n int64) bool {
+	fits, full := s.Fits(n)
+	return full || !fits
+}
+
+// Fits reports whether a file of n bytes fits within the cap without another one being
+// evicted for it, and whether the disk is too full for it.
+func (s *Store) Fits(n int64) (fits, full bool) {
 	s.totalsMu.Lock()
 	stored := s.totals.bytes
 	s.totalsMu.Unlock()
 	s.mu.Lock()
 	pending, reserved := s.pending, s.reserved
 	s.mu.Unlock()
-	if s.opts.Cap > 0 && stored+pending+n > s.opts.Cap {
-		return true
-	}
+	fits = s.opts.Cap <= 0 || stored+pending+n <= s.opts.Cap
 	if s.opts.MinFree < 0 {
-		return false
+		return fits, false
 	}
 	free, err := freeSpace(s.dir)
-	return err == nil && free-reserved-n < s.opts.MinFree
+	return fits, err == nil && free-reserved-n < s.opts.MinFree
 }
 
 // evictWhile removes files in the order of their last request while over is

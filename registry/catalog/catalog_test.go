@@ -144,7 +144,7 @@ func TestQuorum(t *testing.T) {
 	op := NewOperators(2, Seed{1}, Seed{2}, Seed{3})
 	c, w := openCatalog(t, t.TempDir(), op, newMemory(t))
 	e := Entry{Log: core.Key{9}, Length: 1, Time: time.Now()}
-	if err := w.Flush(t.Context(), []Change{{"cargo/serde", e}}, time.Now()); err != nil {
+	if err := w.Flush(t.Context(), []Change{{Key: "cargo/serde", Entry: e}}, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	s, err := OpenReader(c, newMemory(t), 0).Update(t.Context())
@@ -165,7 +165,7 @@ func TestFlush(t *testing.T) {
 		t.Helper()
 		var changes []Change
 		for _, k := range keys {
-			changes = append(changes, Change{k, e})
+			changes = append(changes, Change{Key: k, Entry: e})
 		}
 		if err := w.Flush(t.Context(), changes, at); err != nil {
 			t.Fatal(err)
@@ -176,7 +176,7 @@ func TestFlush(t *testing.T) {
 	if h := w.Head(); h.Cargo != 3 || h.Go != 1 || !h.Time.Equal(now) {
 		t.Errorf("head %+v", h)
 	}
-	if err := w.Flush(t.Context(), []Change{{"npm/x", e}}, now); err == nil {
+	if err := w.Flush(t.Context(), []Change{{Key: "npm/x", Entry: e}}, now); err == nil {
 		t.Error("a key of no package was written")
 	}
 	var names []string
@@ -347,7 +347,7 @@ func TestTwoWriters(t *testing.T) {
 	a, w := openCatalog(t, t.TempDir(), NewOperator(Seed{1}), memory)
 	b, other := openCatalog(t, t.TempDir(), NewOperator(Seed{1}), newMemory(t))
 	for i, w := range []*Writer{w, other} {
-		if err := w.Flush(t.Context(), []Change{{"cargo/serde", Entry{Log: core.Key{byte(i)}, Length: 1}}}, time.Now()); err != nil {
+		if err := w.Flush(t.Context(), []Change{{Key: "cargo/serde", Entry: Entry{Log: core.Key{byte(i)}, Length: 1}}}, time.Now()); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -24,6 +24,7 @@ type WritableCore interface {
 type Change struct {
 	Key   string
 	Entry Entry
+	Seq   uint64 // block of the catalog that says so; of no interest in a Flush
 }
 
 // A Writer writes an operator's catalog. There must be only one at a time: its
@@ -141,7 +142,7 @@ func changes(ctx context.Context, t *bee.Tree, since uint64) iter.Seq2[Change, e
 				continue
 			}
 			entry, err := DecodeEntry(e.Value)
-			if !yield(Change{string(e.Key), entry}, err) || err != nil {
+			if !yield(Change{Key: string(e.Key), Entry: entry, Seq: e.Seq}, err) || err != nil {
 				return
 			}
 		}
@@ -184,7 +185,7 @@ func entries(ctx context.Context, t *bee.Tree, e pkglog.Ecosystem) iter.Seq2[Cha
 			if err != nil {
 				err = fmt.Errorf("%s: %w", key, err)
 			}
-			if !yield(Change{key, entry}, err) || err != nil {
+			if !yield(Change{Key: key, Entry: entry, Seq: got.Seq}, err) || err != nil {
 				return
 			}
 		}

@@ -325,6 +325,33 @@ func (f *Fetcher) Fetch(ctx context.Context, a *Artifact) (*Body, error) {
 	return b, err
 }
 
+// Store gets an artifact that no client waits for, and returns once it is in the
+// store, or with an error as Fetch does. What peers bring and the store has no room
+// for is [artifact.ErrNoSpace]. Observe is not told.
+func (f *Fetcher) Store(ctx context.Context, a *Artifact) error {
+	b, err := f.Stored(a.Known)
+	if err == nil {
+		return b.Close()
+	}
+	if !errors.Is(err, artifact.ErrNotFound) {
+		return err
+	}
+	fl, err := f.join(a)
+	if err != nil {
+		return err
+	}
+	defer fl.leave()
+	if err := fl.over(ctx); err != nil {
+		return err
+	}
+	if b, err = f.Stored(a.Known); errors.Is(err, artifact.ErrNotFound) {
+		return fmt.Errorf("%s: %w", a.Name, artifact.ErrNoSpace)
+	} else if err != nil {
+		return err
+	}
+	return b.Close()
+}
+
 func (f *Fetcher) fetch(ctx context.Context, a *Artifact) (*Body, []string, error) {
 	since := a.Since
 	if since.IsZero() {

@@ -632,6 +632,37 @@ func TestDiskFullPassesThrough(t *testing.T) {
 	}
 }
 
+// TestStore: what nobody waits for is in the store when Store returns, and is not
+// told of; or it is said why not.
+func TestStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		told := 0
+		f := setUp(t, 1<<20, nil)
+		f.c.Observe = func(Event) { told++ }
+		f.c.Peers = &fakePeers{data: f.data, per64K: time.Millisecond}
+		a := f.artifact(nil)
+		a.Upstream = nil
+		f.store.room.Store(100)
+		if err := f.Store(t.Context(), a); !errors.Is(err, artifact.ErrNoSpace) { // REL-7
+			t.Errorf("without room: %v", err)
+		}
+		f.store.room.Store(1 << 30)
+		for range 2 {
+			if err := f.Store(t.Context(), a); err != nil {
+				t.Error(err)
+			}
+			if _, ok := f.store.files[digest(f.data)]; !ok {
+				t.Error("not stored")
+			}
+		}
+		other := *a
+		other.Name, other.Known = "other", []artifact.Digest{digest([]byte("other"))}
+		if err := f.Store(t.Context(), &other); err == nil || told != 0 {
+			t.Errorf("of a file that nobody has: %v; %d requests were told of", err, told)
+		}
+	})
+}
+
 func TestPanicIsContained(t *testing.T) { // REL-16
 	synctest.Test(t, func(t *testing.T) {
 		f := setUp(t, 10, nil)

@@ -174,6 +174,23 @@ func (fl *flight) leave() {
 	}
 }
 
+// over waits until the flight has ended, and returns why it failed.
+func (fl *flight) over(ctx context.Context) error {
+	for {
+		fl.mu.Lock()
+		ended, changed, err := fl.ended, fl.changed, fl.err
+		fl.mu.Unlock()
+		if ended {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 // resolve finds the digests of the artifact. It is called once.
 func (fl *flight) resolve(ctx context.Context) {
 	defer close(fl.resolved)

@@ -11,7 +11,7 @@ import (
 // true, and what kind of event it is; 0 if there is none. It reads the log as far
 // as a's catalog names it.
 func (r *Registry) LastEvent(ctx context.Context, a *Answer, match func(*pkglog.Event) bool) (block uint64, kind pkglog.Kind, err error) {
-	log, err := r.c.Peers.Replica(a.Entry.Log)
+	log, err := r.open(a.Entry)
 	if err != nil {
 		return 0, 0, err
 	}

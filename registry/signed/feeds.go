@@ -25,7 +25,7 @@ func (f Feeds) Log(ctx context.Context, h pkglog.Header) (*feed.Log, error) {
 
 // log reads the events of a log whose blocks have been checked.
 func (r *Registry) log(ctx context.Context, h pkglog.Header, e catalog.Entry) (*feed.Log, error) {
-	log, err := r.c.Peers.Replica(e.Log)
+	log, err := r.open(e)
 	if err != nil {
 		return nil, err
 	}

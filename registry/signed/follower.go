@@ -20,6 +20,8 @@ type follower struct {
 	once  sync.Once     // closes ready
 	again chan struct{} // holds a token when the catalog should be judged again
 
+	keepers []*keeper // are told when there is another head
+
 	// Of the one goroutine that follows.
 	replica Replica
 	reader  *catalog.Reader
@@ -32,7 +34,9 @@ type follower struct {
 }
 
 func newFollower(r *Registry, key core.Key) *follower {
-	return &follower{r: r, first: key, key: key, ready: make(chan struct{}), again: make(chan struct{}, 1)}
+	f := &follower{r: r, first: key, key: key, ready: make(chan struct{}), again: make(chan struct{}, 1)}
+	f.keepers = newKeepers(f)
+	return f
 }
 
 // wake has the catalog judged again soon.
@@ -68,12 +72,16 @@ func (f *follower) set(key core.Key, s *catalog.Snapshot, err error) {
 	if s != nil {
 		f.once.Do(func() { close(f.ready) })
 	}
+	for _, k := range f.keepers {
+		k.wake()
+	}
 }
 
 func (f *follower) status() Status {
+	mirrored := f.mirrored()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	s := Status{Configured: f.first, Key: f.key, Ready: f.snap != nil}
+	s := Status{Configured: f.first, Key: f.key, Ready: f.snap != nil, Mirrored: mirrored}
 	if f.snap != nil {
 		now := time.Now()
 		s.Length, s.Head = f.snap.Length, f.snap.Head
@@ -200,8 +208,8 @@ func (f *follower) update(ctx context.Context) (*catalog.Snapshot, error) {
 	return s, err
 }
 
-// refresh tells which packages the catalog changed. The history says it: only
-// what is held needs a new look.
+// refresh tells which packages the catalog changed: its history says it. The logs
+// that are held are brought up by keepers.
 func (f *follower) refresh(ctx context.Context, old, now *catalog.Snapshot) error {
 	for c, err := range now.Changes(ctx, old.Length) {
 		if err != nil {

@@ -35,6 +35,15 @@ func (c *Cores) Replica(key core.Key) (Replica, error) {
 	return r, nil
 }
 
+// Held opens what is here of a core. See [Peers].
+func (c *Cores) Held(key core.Key) (Held, error) {
+	k, err := c.Store.OpenExisting(key)
+	if err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
 // open opens a core. One of absurd length, taken up before such were refused or
 // by somebody else, is begun again: it has nothing to lose. SEC-15
 func (c *Cores) open(key core.Key) (*core.Core, error) {

@@ -48,6 +48,9 @@ type Replica interface {
 // Peers opens replicas.
 type Peers interface {
 	Replica(key core.Key) (Replica, error)
+	// Held opens what is here of a core. The error matches fs.ErrNotExist if that is
+	// nothing.
+	Held(key core.Key) (Held, error)
 }
 
 var (
@@ -75,9 +78,16 @@ type Config struct {
 	MaxAge time.Duration // of a catalog that is not stale; 0 means [catalog.DefaultMaxAge]
 	Logger *slog.Logger  // nil discards
 
-	// Refreshed is told each package that a catalog changed after it was asked
-	// for here. It must not block. May be nil.
+	// Refreshed is told each package that a catalog changes. It must not block. May
+	// be nil.
 	Refreshed func(h pkglog.Header)
+
+	// Kept is told each package of which a log that was here before, or is to be
+	// with Mirror, has been brought up to what a catalog says. It may take its
+	// time, and is called concurrently. May be nil.
+	Kept func(h pkglog.Header, s *pkglog.State)
+
+	Mirror Mirror // what is held without having been asked for
 }
 
 const (
@@ -136,6 +146,9 @@ func (r *Registry) Run(ctx context.Context) error {
 	defer wg.Wait()
 	for _, f := range r.followers {
 		wg.Go(func() { f.run(ctx) })
+		for _, k := range f.keepers {
+			wg.Go(func() { k.run(ctx) })
+		}
 	}
 	<-ctx.Done()
 	return nil
@@ -165,6 +178,8 @@ type Status struct {
 	Err        string        `json:"error,omitempty"`    // what is wrong with the newest head
 	Evidence   string        `json:"evidence,omitempty"` // file, if the operator signed two histories
 	Forked     bool          `json:"forked,omitempty"`   // SEC-13
+
+	Mirrored *MirrorStatus `json:"mirrored,omitempty"` // nil without [Config.Mirror]
 }
 
 // Status returns the state of each catalog.
@@ -276,36 +291,47 @@ func (r *Registry) state(ctx context.Context, e catalog.Entry, h pkglog.Header) 
 	}
 }
 
-// fetch reads a log from peers, exactly as far as e says. SEC-12
+// fetch reads a log exactly as far as e says, from peers what is not here. SEC-12
 func (r *Registry) fetch(ctx context.Context, e catalog.Entry, h pkglog.Header) (*pkglog.State, error) {
+	s, err := r.readHeld(ctx, e, h)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return s, err
+	}
+	return r.download(ctx, e, h, r.patience())
+}
+
+// patience returns how long peers have to tell the head of a log: not long if none
+// seems to have any.
+func (r *Registry) patience() time.Duration {
+	if time.Now().UnixNano() < r.absentUntil.Load() {
+		return min(r.headDeadline, headHurry)
+	}
+	return r.headDeadline
+}
+
+// download reads a log from peers, exactly as far as e says, who have so long to
+// tell its head.
+func (r *Registry) download(ctx context.Context, e catalog.Entry, h pkglog.Header, patience time.Duration) (*pkglog.State, error) {
 	log, err := r.c.Peers.Replica(e.Log)
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
 	log.Expect(e.Length)
-	if err := r.reach(ctx, log, e.Length); err != nil {
+	if err := r.reach(ctx, log, e.Length, patience); err != nil {
 		return nil, fmt.Errorf("log of %s: %w", h.Name(), err)
 	}
 	if err := log.Download(ctx, 0, e.Length); err != nil {
 		return nil, fmt.Errorf("log of %s: %w", h.Name(), err)
 	}
 	s, err := catalog.ReadLog(ctx, log, e, h)
-	if errors.Is(err, catalog.ErrFork) || errors.Is(err, ErrConflict) || errors.Is(err, pkglog.ErrMalformed) || errors.Is(err, pkglog.ErrTooLarge) {
-		return nil, fmt.Errorf("%w: %w", ErrOperator, err)
-	}
-	return s, err
+	return s, operatorFault(err)
 }
 
-// reach waits until a log has length blocks in its tree, not long if no peer
-// seems to have logs.
-func (r *Registry) reach(ctx context.Context, log Replica, length uint64) error {
+// reach waits until a log has length blocks in its tree, but not longer than patience.
+func (r *Registry) reach(ctx context.Context, log Replica, length uint64, patience time.Duration) error {
 	if log.Tree().Length >= length {
 		return nil
-	}
-	patience := r.headDeadline
-	if time.Now().UnixNano() < r.absentUntil.Load() {
-		patience = min(patience, headHurry)
 	}
 	asked, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()

@@ -149,6 +149,14 @@ func (s *stores) Replica(key core.Key) (Replica, error) {
 	return &storeReplica{Core: c, s: s}, nil
 }
 
+func (s *stores) Held(key core.Key) (Held, error) {
+	c, err := s.own.OpenExisting(key)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
 type storeReplica struct {
 	*core.Core
 	s *stores
