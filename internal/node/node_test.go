@@ -336,7 +336,7 @@ func TestFleetFetchesOnce(t *testing.T) {
 }
 
 // impatience counts the members that went to the upstream because another one was
-// silent for too long: they do so at once after half a second, which on a machine that
+// silent for too long: they do so at once after three seconds, which on a machine that
 // is busy enough is no fault of theirs.
 type impatience struct {
 	slog.Handler

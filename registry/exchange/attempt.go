@@ -77,7 +77,7 @@ func (x *Exchange) Fetch(ctx context.Context, ds []artifact.Digest, t *fetch.Tra
 	defer x.forget(a)
 	t.Finally = func(stored bool) { x.finish(a, stored) }
 	if x.c.Fleet != nil {
-		t.Expect(keeperSilence)
+		t.Expect(memberSilence)
 	}
 	for {
 		c, wait, next := x.decide(a, t)
@@ -246,7 +246,7 @@ func (x *Exchange) decideFleet(a *attempt, t *fetch.Transfer) (time.Duration, er
 		}
 		return 0, errLease
 	case a.holder == (PeerKey{}):
-		left := keeperSilence - now.Sub(a.askedAt)
+		left := memberSilence - now.Sub(a.askedAt)
 		if left <= 0 {
 			if k := x.peers[a.keeper]; k != nil {
 				k.suspect = now
@@ -258,7 +258,7 @@ func (x *Exchange) decideFleet(a *attempt, t *fetch.Transfer) (time.Duration, er
 	if s := a.asked[a.holder]; s != nil && s.lacks {
 		return x.holderFailed(a, t, now)
 	}
-	left := holderSilence - now.Sub(a.heldAt)
+	left := memberSilence - now.Sub(a.heldAt)
 	if left <= 0 {
 		return 0, errSilent
 	}
@@ -272,10 +272,10 @@ func (x *Exchange) decideFleet(a *attempt, t *fetch.Transfer) (time.Duration, er
 // The caller holds x.mu.
 func (x *Exchange) holderFailed(a *attempt, t *fetch.Transfer, now time.Time) (time.Duration, error) {
 	since, again := a.failed[a.holder]
-	if again && now.Sub(since) >= keeperSilence {
+	if again && now.Sub(since) >= memberSilence {
 		return 0, errHolder
 	}
-	t.Expect(keeperSilence)
+	t.Expect(memberSilence)
 	if left := heartbeat - now.Sub(a.askedAt); again && left > 0 {
 		return left, nil
 	}
@@ -287,7 +287,7 @@ func (x *Exchange) holderFailed(a *attempt, t *fetch.Transfer, now time.Time) (t
 	}
 	a.holder = PeerKey{}
 	x.requestLease(a, now)
-	return keeperSilence, nil
+	return memberSilence, nil
 }
 
 // answersDue returns how long to wait for peers that have not answered yet. One

@@ -36,11 +36,10 @@
 // (leased with its own key as holder), tells its peers "being fetched" and, when
 // none of them has answered that it has the file, goes to the upstream; it waits
 // for their answers for [answerSilence] at most. The others are told the holder, send it their want, and wait.
-// They go on by themselves when the holder is silent for [holderSilence], leaves,
-// or takes longer than [leasePatience]. When it says that it does not have the file,
-// the keeper is asked who gets the lease next, for [keeperSilence]: it may not have
-// heard of that yet. A keeper that does not answer within [keeperSilence] is passed
-// over.
+// They go on by themselves when the holder is silent for [memberSilence], leaves, or
+// takes longer than [leasePatience]. When it says that it does not have the file, the
+// keeper is asked who gets the lease next, for as long: it may not have heard of that
+// yet. A keeper that does not answer within [memberSilence] is passed over for a minute.
 package exchange
 
 import (
@@ -69,8 +68,7 @@ const (
 	maxAsked      = 64    // peers asked for one artifact
 	maxLeases     = 4096  // that a keeper remembers
 	heartbeat     = 150 * time.Millisecond
-	holderSilence = 2 * time.Second
-	keeperSilence = 500 * time.Millisecond
+	memberSilence = 3 * time.Second        // of a keeper or a holder: a busy machine is slow, not gone
 	answerSilence = 200 * time.Millisecond // until who has the lease goes to the upstream
 	leasePatience = 25 * time.Second       // a fleet's client must have its answer in time
 	leaseMemory   = time.Minute            // that a keeper remembers who has fetched a file

@@ -448,7 +448,7 @@ func TestFleetHasIt(t *testing.T) {
 			start := time.Now()
 			nodes[0].wantGet(o, fetch.Upstream)
 			d := time.Since(start) - o.wait
-			if d > keeperSilence+w.delay {
+			if d > memberSilence+w.delay {
 				t.Errorf("artifact %d: a silent member cost %v", i, d)
 			}
 			if d > 10*w.delay {
@@ -577,7 +577,7 @@ func TestFleetStalls(t *testing.T) {
 			if nd.key != k {
 				start := time.Now()
 				nd.wantGet(o, "")
-				if d := time.Since(start); d > keeperSilence+o.wait+20*time.Millisecond {
+				if d := time.Since(start); d > memberSilence+o.wait+20*time.Millisecond {
 					t.Errorf("silent keeper cost %v", d)
 				}
 			}

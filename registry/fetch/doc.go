@@ -6,7 +6,7 @@
 //	0 ms    connected peers are asked, if the artifact is known to be public
 //	budget  no peer has said that it has the file: the upstream is asked too.
 //	        A peer that has it gets stall more for each sign of progress, and
-//	        must keep up a least rate on the whole
+//	        must keep up its share of a least rate
 //	first   whoever first delivers bytes that match the digest wins
 //
 // so that a slow, silent, lying or absent peer costs at most the budget. Without
@@ -31,6 +31,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
@@ -41,7 +42,7 @@ import (
 const (
 	DefaultPeerBudget = 20 * time.Millisecond // until the upstream is asked as well
 	peerStall         = 750 * time.Millisecond
-	peerMinRate       = 256 << 10        // bytes a second, over the whole transfer
+	peerMinRate       = 256 << 10        // bytes a second, of all files that are coming from peers together
 	peerLimit         = 10 * time.Second // for the whole transfer, until the upstream is asked as well
 	upstreamStall     = 10 * time.Second
 	upstreamMinRate   = 1 << 10              // bytes a second, over the whole transfer
@@ -225,6 +226,8 @@ type Fetcher struct {
 	log    *slog.Logger
 	slots  chan struct{} // one per flight that may run
 	memory budget
+
+	receiving atomic.Int64 // files that are coming from peers
 
 	ctx    context.Context // of all flights; they outlive the requests that start them
 	cancel context.CancelFunc

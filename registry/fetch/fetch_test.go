@@ -358,6 +358,30 @@ func TestPeersCostTheBudget(t *testing.T) {
 	}
 }
 
+// TestPeersShareTheirRate: peers that are too slow for one file are not for each of
+// many that come at once. SEC-23
+func TestPeersShareTheirRate(t *testing.T) {
+	for files, want := range map[int]Source{1: Upstream, 16: Peer} {
+		synctest.Test(t, func(t *testing.T) {
+			f := setUp(t, 256<<10, nil)
+			f.c.Peers = &fakePeers{data: f.data, per64K: 700 * time.Millisecond}
+			u := &fakeUpstream{data: f.data}
+			for i := range files {
+				a := f.artifact(u)
+				a.Name = fmt.Sprint(i)
+				f.wg.Go(func() { f.get(t, a, want) })
+			}
+			f.Wait(t.Context())
+			if n := u.opened.Load(); n > 0 != (want == Upstream) {
+				t.Errorf("%d files: %d upstream requests", files, n)
+			}
+			if n := f.receiving.Load(); n != 0 {
+				t.Errorf("%d files said to be coming after the end", n)
+			}
+		})
+	}
+}
+
 // TestPeersWinUnderReaders lets peers finish while a client already streams from
 // a slow upstream: it gets the rest from the peers' file.
 func TestPeersWinUnderReaders(t *testing.T) {

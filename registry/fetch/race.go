@@ -24,6 +24,8 @@ type race struct {
 
 	firstByte time.Time // from a peer
 	received  int64     // bytes, from peers
+	due       float64   // bytes that should have been received by the time counted
+	counted   time.Time
 	peerErr   error
 	failed    error // of the upstream
 }
@@ -57,6 +59,11 @@ func (r *race) run(ctx context.Context) (*result, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer r.drain()
 	defer cancel() // runs before drain
+	defer func() {
+		if !r.firstByte.IsZero() {
+			r.fl.f.receiving.Add(-1)
+		}
+	}()
 	headStart := digestGrace
 	if r.askPeers {
 		headStart = r.fl.f.c.PeerBudget
@@ -194,16 +201,28 @@ func (r *race) onProgress(ctx context.Context, n news) {
 	}
 	if n.bytes > 0 && r.firstByte.IsZero() {
 		r.firstByte = time.Now()
+		r.counted = r.firstByte
+		r.fl.f.receiving.Add(1)
 	}
 	r.received += n.bytes
-	if !r.firstByte.IsZero() {
-		d := time.Since(r.firstByte)
-		if d > peerLimit || d > time.Second && float64(r.received) < d.Seconds()*peerMinRate {
-			r.startUpstream(ctx)
-			return
-		}
+	if r.tooSlow() {
+		r.startUpstream(ctx)
+		return
 	}
 	r.timer.Reset(max(peerStall, n.expect, r.fl.f.c.PeerBudget))
+}
+
+// tooSlow reports whether what comes from peers comes too slowly. Files that come at
+// once share what there is, and are not to be fetched again for that.
+func (r *race) tooSlow() bool {
+	if r.firstByte.IsZero() {
+		return false
+	}
+	now := time.Now()
+	r.due += now.Sub(r.counted).Seconds() * peerMinRate / float64(r.fl.f.receiving.Load())
+	r.counted = now
+	d := now.Sub(r.firstByte)
+	return d > peerLimit || d > time.Second && float64(r.received) < r.due
 }
 
 // onPeers reports whether the peers have won.
