@@ -108,3 +108,21 @@ func writeSmall(fsys vfs.FS, path string, data []byte) error {
 	}
 	return err
 }
+
+// clearWay moves directories aside that stand where small files of the store in dir
+// belong, as damage to a file system may leave them; the last one of each name is kept.
+func clearWay(fsys vfs.FS, dir string, names ...string) error {
+	for _, name := range names {
+		path := fsys.PathJoin(dir, name)
+		if info, err := fsys.Stat(path); err != nil || !info.IsDir() {
+			continue // who uses the file will say why
+		}
+		if err := fsys.RemoveAll(path + ".damaged"); err != nil {
+			return err
+		}
+		if err := fsys.Rename(path, path+".damaged"); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -15,7 +15,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -167,14 +166,10 @@ func OpenStore(dir string, o Options) (*Store, error) {
 
 func lockStore(fsys vfs.FS, dir string) (io.Closer, error) {
 	pidFile := fsys.PathJoin(dir, "process")
-	lock, err := fsys.Lock(fsys.PathJoin(dir, "lock"))
-	if pathErr, ok := errors.AsType[*fs.PathError](err); ok && errors.Is(err, syscall.EISDIR) {
-		// Whatever has put a directory there, it holds no lock.
-		if err := fsys.Remove(pathErr.Path); err != nil {
-			return nil, fmt.Errorf("open store: %w", err)
-		}
-		lock, err = fsys.Lock(pathErr.Path)
+	if err := clearWay(fsys, dir, "lock"); err != nil { // whatever it is, it holds no lock
+		return nil, fmt.Errorf("open store: %w", err)
 	}
+	lock, err := fsys.Lock(fsys.PathJoin(dir, "lock"))
 	if _, ok := errors.AsType[*fs.PathError](err); ok { // it cannot be opened
 		return nil, fmt.Errorf("open store: %w", err)
 	}
@@ -187,7 +182,11 @@ func lockStore(fsys vfs.FS, dir string) (io.Closer, error) {
 		}
 		return nil, e
 	}
-	f, err := fsys.Create(pidFile, vfs.WriteCategoryUnspecified)
+	err = clearWay(fsys, dir, "process", "heads", "format", "primary", "rebuild")
+	var f vfs.File
+	if err == nil {
+		f, err = fsys.Create(pidFile, vfs.WriteCategoryUnspecified)
+	}
 	if err == nil {
 		_, err = fmt.Fprintln(f, os.Getpid())
 		err = errors.Join(err, f.Close())

@@ -104,22 +104,41 @@ func TestInUse(t *testing.T) {
 	s.Close()
 }
 
-// TestLockReplaced puts a directory where the lock was. Found by TestDamagedAnywhere,
-// seed 1799739362835566194. REL-4
-func TestLockReplaced(t *testing.T) {
-	dir := t.TempDir()
-	for range 2 {
-		s, err := core.OpenStore(dir, core.Options{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := s.Close(); err != nil {
-			t.Fatal(err)
-		}
-		lock := filepath.Join(dir, "lock")
-		if err := errors.Join(os.Remove(lock), os.Mkdir(lock, 0o700)); err != nil {
-			t.Fatal(err)
-		}
+// TestDirectoryInTheWay puts a directory, empty or not, where each of the small files
+// was. What was appended is there all the same, and can be appended to. Found by
+// TestDamagedAnywhere, seed 1799739362835566194. REL-4, REL-5
+func TestDirectoryInTheWay(t *testing.T) {
+	for _, name := range []string{"lock", "process", "heads", "format", "primary", "rebuild"} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			appendOne := func(want uint64) {
+				t.Helper()
+				s, err := core.OpenStore(dir, core.Options{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer s.Close()
+				c, err := s.Named("log")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				if _, err := c.Append([]byte("block")); err != nil || c.Length() != want {
+					t.Errorf("length %d after an append, %v; want %d", c.Length(), err, want)
+				}
+			}
+			appendOne(1)
+			for i := range uint64(3) {
+				path := filepath.Join(dir, name)
+				if err := errors.Join(os.RemoveAll(path), os.MkdirAll(filepath.Join(path, "sub"), 0o700)); err != nil {
+					t.Fatal(err)
+				}
+				if i == 0 {
+					os.Remove(filepath.Join(path, "sub"))
+				}
+				appendOne(i + 2)
+			}
+		})
 	}
 }
 
