@@ -107,7 +107,7 @@ func (f *serveFlags) config(s *streams) (node.Config, error) {
 	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
 		return c, &exitError{exitUsage, fmt.Errorf("--log-level: %q is not a level", f.logLevel), "use debug, info, warn or error"}
 	}
-	o := &slog.HandlerOptions{Level: level}
+	o := &slog.HandlerOptions{Level: level, ReplaceAttr: plainError}
 	switch f.logFormat {
 	case "text":
 		c.Logger = slog.New(slog.NewTextHandler(s.err, o))
@@ -117,6 +117,15 @@ func (f *serveFlags) config(s *streams) (node.Config, error) {
 		return c, &exitError{exitUsage, fmt.Errorf("--log-format: %q is not a format", f.logFormat), "use text or json"}
 	}
 	return c, nil
+}
+
+// plainError keeps an error to what it says: the text handler asks for the details,
+// which of a database's error are pages of stack.
+func plainError(_ []string, a slog.Attr) slog.Attr {
+	if err, ok := a.Value.Any().(error); ok {
+		a.Value = slog.StringValue(err.Error())
+	}
+	return a
 }
 
 // parseSize parses the value of a flag such as 500GB; 0 if it is empty.
