@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -89,11 +90,12 @@ func (o *operator) run(args ...string) string {
 
 var seedingAt = regexp.MustCompile(`seeding registry \S+ on (\S+)`)
 
-// watch runs an import with --watch and returns the address at which it seeds.
+// watch runs the import that args say with --watch, and returns the address at
+// which it seeds.
 func (o *operator) watch(args ...string) (addr string, stop func()) {
 	o.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	cmd := o.command(ctx, append(args, "--watch", "--every", "1h", "--swarm-listen", "127.0.0.1:0")...)
+	cmd := o.command(ctx, slices.Insert(slices.Clone(args), 2, "--watch", "--every", "1h", "--swarm-listen", "127.0.0.1:0")...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 20 * time.Second
 	stderr, err := cmd.StderrPipe()

@@ -100,25 +100,33 @@ func (f *follower) status() Status {
 func (f *follower) run(ctx context.Context) {
 	defer f.leave()
 	for ctx.Err() == nil {
-		var grown <-chan struct{}
-		if f.replica != nil {
-			grown = f.replica.Changed()
+		if !f.open() {
+			f.wait(ctx, nil)
+			continue
 		}
+		grown := f.replica.Changed() // while it is judged, too
 		if !f.step(ctx) {
 			f.wait(ctx, grown)
 		}
 	}
 }
 
-// step judges the newest head of the catalog. It reports whether it went over to
-// a successor, which is to be read at once.
-func (f *follower) step(ctx context.Context) (moved bool) {
-	if f.replica == nil {
-		if err := f.enter(f.successor(f.first)); err != nil {
-			f.set(f.first, nil, err)
-			return false
-		}
+// open begins to read the catalog, or the last successor that it was followed to,
+// unless that is so already.
+func (f *follower) open() bool {
+	if f.replica != nil {
+		return true
 	}
+	if err := f.enter(f.successor(f.first)); err != nil {
+		f.set(f.first, nil, err)
+		return false
+	}
+	return true
+}
+
+// step judges the newest head of the catalog, which is open. It reports whether it
+// went over to a successor, which is to be read at once.
+func (f *follower) step(ctx context.Context) (moved bool) {
 	key := f.replica.Key()
 	s, err := f.update(ctx)
 	if err == nil && f.before != nil {

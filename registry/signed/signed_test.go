@@ -265,7 +265,7 @@ func (c *client) turn() {
 		if f.replica != nil {
 			f.replica.Update(c.t.Context()) // a session follows by itself
 		}
-		for f.step(c.t.Context()) {
+		for f.open() && f.step(c.t.Context()) {
 		}
 	}
 }
