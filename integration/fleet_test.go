@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
@@ -25,10 +26,17 @@ func newFleet(t *testing.T, size int, c node.Config) (fleet []*nodeProcess) {
 		fleet = append(fleet, p)
 		c.Peers = append(c.Peers, p.status(t).Swarm.Listen[0])
 	}
-	for _, p := range fleet {
-		for end := time.Now().Add(20 * time.Second); len(p.status(t).Swarm.Peers) < size-1; {
-			if time.Now().After(end) {
-				t.Fatalf("a member has %d peers", len(p.status(t).Swarm.Peers))
+	// All are connected when none of the connections that were made twice, by both
+	// ends, is given up any more.
+	want := []byte(fmt.Sprintf("\npkgswarm_peers %d\n", size-1))
+	since, end := time.Now(), time.Now().Add(20*time.Second)
+	for time.Since(since) < time.Second {
+		for _, p := range fleet {
+			if _, metrics, err := p.get("/metrics"); !bytes.Contains(metrics, want) {
+				since = time.Now()
+				if since.After(end) {
+					t.Fatalf("a member has %d peers, %v", len(p.status(t).Swarm.Peers), err)
+				}
 			}
 		}
 	}
@@ -41,7 +49,7 @@ func TestColdFleet(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts ten processes")
 	}
-	up, crates := madeUp(t, 5, 200_000)
+	up, crates := madeUp(t, 20, 200_000)
 	up.Delay(50 * time.Millisecond)
 	var wg sync.WaitGroup
 	for _, p := range newFleet(t, 10, node.Config{CargoUpstream: up.Index(), GoUpstream: "off", SumDB: "off"}) {

@@ -1,6 +1,7 @@
 package exchange
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -22,7 +23,6 @@ type Downloader interface {
 var (
 	errNobody = errors.New("no peer has it")
 	errLease  = errors.New("the fleet leaves it to this node")
-	errKeeper = errors.New("the keeper of the lease does not answer")
 	errHolder = errors.New("the holder of the lease does not deliver")
 	errSilent = errors.New("the holder of the lease does not answer")
 )
@@ -41,9 +41,11 @@ type attempt struct {
 
 	// In a fleet:
 	keeper   PeerKey               // whom we have asked for the lease; zero if nobody
+	askedOf  *Peer                 // its connection then
 	askedAt  time.Time             // when
 	holder   PeerKey               // who has it; zero while not known
-	heldAt   time.Time             // when we learnt of the holder, or last heard of it
+	heldBy   *Peer                 // its connection when we learnt of it
+	heldAt   time.Time             // when that was
 	failed   map[PeerKey]time.Time // holders that turned out not to have it, and since when
 	released bool
 }
@@ -76,9 +78,6 @@ func (x *Exchange) Fetch(ctx context.Context, ds []artifact.Digest, t *fetch.Tra
 	a := x.begin(ds)
 	defer x.forget(a)
 	t.Finally = func(stored bool) { x.finish(a, stored) }
-	if x.c.Fleet != nil {
-		t.Expect(memberSilence)
-	}
 	for {
 		c, wait, next := x.decide(a, t)
 		switch {
@@ -164,6 +163,7 @@ func (x *Exchange) finish(a *attempt, stored bool) {
 		return
 	}
 	a.finished = true
+	delete(x.held, a.digests[0])
 	for _, d := range a.digests {
 		if x.fetching[d]--; x.fetching[d] <= 0 {
 			delete(x.fetching, d)
@@ -192,7 +192,7 @@ func (x *Exchange) beat(a *attempt) {
 			for id, d := range p.waiting {
 				for _, ours := range a.digests {
 					if d == ours {
-						p.push(msgMissing, appendMissing(nil, missing{id, beingFetched}))
+						p.push(msgMissing, appendMissing(nil, missing{id, x.state(d)}))
 					}
 				}
 			}
@@ -213,7 +213,8 @@ func (x *Exchange) decide(a *attempt, t *fetch.Transfer) (c *candidate, wait tim
 		}
 	}
 	if x.c.Fleet != nil {
-		wait, err := x.decideFleet(a, t)
+		wait, err := x.decideFleet(a)
+		t.Expect(leasePatience) // what decideFleet waits for, it bounds itself
 		return nil, wait, err
 	}
 	for key, s := range a.asked {
@@ -226,16 +227,19 @@ func (x *Exchange) decide(a *attempt, t *fetch.Transfer) (c *candidate, wait tim
 
 // decideFleet says whether to go to the upstream, and if not, how long to wait.
 // The caller holds x.mu.
-func (x *Exchange) decideFleet(a *attempt, t *fetch.Transfer) (time.Duration, error) {
+func (x *Exchange) decideFleet(a *attempt) (time.Duration, error) {
 	now := time.Now()
 	self := x.c.Fleet.Self
 	if now.Sub(a.began) > leasePatience {
 		return 0, errHolder
 	}
-	if a.holder != (PeerKey{}) && a.holder != self && x.peers[a.holder] == nil {
-		a.holder, a.keeper = PeerKey{}, PeerKey{} // it left: ask again who goes
+	if a.holder != (PeerKey{}) && a.holder != self && !x.connected(a.heldBy) {
+		a.holder, a.askedOf = PeerKey{}, nil // it left: ask again who goes
 	}
-	if a.holder == (PeerKey{}) && (a.keeper == (PeerKey{}) || x.peers[a.keeper] == nil) {
+	if a.holder == (PeerKey{}) && (!x.connected(a.askedOf) || a.askedOf.patience(a.askedAt, now) <= 0) {
+		if a.askedOf != nil {
+			a.askedOf.suspect = now // passed over, by this attempt and the next
+		}
 		x.requestLease(a, now)
 	}
 	switch {
@@ -246,23 +250,15 @@ func (x *Exchange) decideFleet(a *attempt, t *fetch.Transfer) (time.Duration, er
 		}
 		return 0, errLease
 	case a.holder == (PeerKey{}):
-		left := memberSilence - now.Sub(a.askedAt)
-		if left <= 0 {
-			if k := x.peers[a.keeper]; k != nil {
-				k.suspect = now
-			}
-			return 0, errKeeper
-		}
-		return left, nil
+		return a.askedOf.patience(a.askedAt, now), nil
 	}
 	if s := a.asked[a.holder]; s != nil && s.lacks {
-		return x.holderFailed(a, t, now)
+		return x.holderFailed(a, now)
 	}
-	left := memberSilence - now.Sub(a.heldAt)
+	left := a.heldBy.patience(a.heldAt, now)
 	if left <= 0 {
 		return 0, errSilent
 	}
-	t.Expect(left)
 	return left, nil
 }
 
@@ -270,12 +266,11 @@ func (x *Exchange) decideFleet(a *attempt, t *fetch.Transfer) (time.Duration, er
 // the file. The keeper may hear of that later than we: what the holder sends to it
 // takes another way. So it is asked again, for a while, if it insists on the holder.
 // The caller holds x.mu.
-func (x *Exchange) holderFailed(a *attempt, t *fetch.Transfer, now time.Time) (time.Duration, error) {
+func (x *Exchange) holderFailed(a *attempt, now time.Time) (time.Duration, error) {
 	since, again := a.failed[a.holder]
 	if again && now.Sub(since) >= memberSilence {
 		return 0, errHolder
 	}
-	t.Expect(memberSilence)
 	if left := heartbeat - now.Sub(a.askedAt); again && left > 0 {
 		return left, nil
 	}
@@ -287,7 +282,19 @@ func (x *Exchange) holderFailed(a *attempt, t *fetch.Transfer, now time.Time) (t
 	}
 	a.holder = PeerKey{}
 	x.requestLease(a, now)
-	return memberSilence, nil
+	return time.Millisecond, nil // the lease may be ours at once
+}
+
+// connected reports whether what was asked over p's connection can be answered.
+func (x *Exchange) connected(p *Peer) bool { return p != nil && x.peers[p.key] == p }
+
+// patience returns how long to wait still for a member that was asked something
+// then: as long as it says anything at all, it, or this machine, is slow, not dead.
+func (p *Peer) patience(asked, now time.Time) time.Duration {
+	if p.heard.After(asked) {
+		asked = p.heard
+	}
+	return memberSilence - now.Sub(asked)
 }
 
 // answersDue returns how long to wait for peers that have not answered yet. One
@@ -319,25 +326,57 @@ func (x *Exchange) requestLease(a *attempt, now time.Time) {
 	}
 	d := a.digests[0]
 	a.keeper, a.askedAt = keeper(f.Secret, d, members), now
+	a.askedOf = x.peers[a.keeper] // nil for ourselves
 	if a.keeper == f.Self {
 		x.setHolder(a, x.leases.request(d, f.Self, now))
 		return
 	}
 	for id, ad := range a.ids {
 		if ad == d {
-			x.peers[a.keeper].push(msgLease, appendWant(nil, want{id, d}))
+			a.askedOf.push(msgLease, appendWant(nil, want{id, d}))
 		}
 	}
 }
 
 // setHolder notes who has the lease and asks it for the file. The caller holds x.mu.
 func (x *Exchange) setHolder(a *attempt, holder PeerKey) {
-	a.holder, a.heldAt = holder, time.Now()
-	if p := x.peers[holder]; p != nil {
-		// It may have said "not here" before it began.
-		x.ask(a, p)
+	a.holder, a.heldAt, a.heldBy = holder, time.Now(), x.peers[holder]
+	if a.heldBy != nil {
+		x.ask(a, a.heldBy) // it may have said "not here" before it began
+	}
+	if holder == x.c.Fleet.Self {
+		x.claim(a.digests[0])
 	}
 	a.signal()
+}
+
+// claim tells those who wait for d that the lease is ours. The caller holds x.mu.
+func (x *Exchange) claim(d artifact.Digest) {
+	x.held[d] = true
+	for _, p := range x.peers {
+		for id, w := range p.waiting {
+			if w == d {
+				p.push(msgMissing, appendMissing(nil, missing{id, leaseHeld}))
+			}
+		}
+	}
+}
+
+// state returns what we say of a file that we are getting. The caller holds x.mu.
+func (x *Exchange) state(d artifact.Digest) byte {
+	if x.held[d] {
+		return leaseHeld
+	}
+	return beingFetched
+}
+
+// yield leaves the fetching to p, which has the lease. While connections come and
+// go, members may know of different keepers, so that two get a lease: that of the
+// lower key counts, unless the other has gone to the upstream. The caller holds x.mu.
+func (a *attempt) yield(p *Peer, self PeerKey) {
+	if a.holder == (PeerKey{}) || a.holder == self && bytes.Compare(p.key[:], self[:]) < 0 {
+		a.holder, a.heldAt, a.heldBy = p.key, time.Now(), p
+	}
 }
 
 // release gives back the lease. The caller holds x.mu.
@@ -412,11 +451,11 @@ func (x *Exchange) onMissing(p *Peer, ms []missing) {
 		if !s.getting {
 			a.answered(p.key)
 		}
-		s.getting = m.state == beingFetched
-		s.lacks = !s.getting && s.open == 0
-		if s.getting && a.holder == p.key {
-			a.heldAt = time.Now()
+		s.getting = m.state == beingFetched || m.state == leaseHeld
+		if m.state == leaseHeld && p.member {
+			a.yield(p, x.c.Fleet.Self)
 		}
+		s.lacks = !s.getting && s.open == 0
 		a.signal()
 	}
 }

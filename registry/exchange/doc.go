@@ -15,7 +15,8 @@
 //
 //	0 want     id (uint), digest
 //	1 found    id (uint), core key (32 bytes), byte length (uint)
-//	2 missing  id (uint), state (byte): 0 not here, 1 being fetched
+//	2 missing  id (uint), state (byte): 0 not here, 1 being fetched, 2 the same,
+//	                                and by whoever has the fleet's lease
 //	3 cancel   id (uint): the want is void
 //	4 lease    id (uint), digest                 only between members of a fleet
 //	5 leased   id (uint), holder (32 bytes)      only between members of a fleet
@@ -35,11 +36,15 @@
 // Whoever misses an artifact asks its keeper for the lease. The first gets it
 // (leased with its own key as holder), tells its peers "being fetched" and, when
 // none of them has answered that it has the file, goes to the upstream; it waits
-// for their answers for [answerSilence] at most. The others are told the holder, send it their want, and wait.
-// They go on by themselves when the holder is silent for [memberSilence], leaves, or
-// takes longer than [leasePatience]. When it says that it does not have the file, the
-// keeper is asked who gets the lease next, for as long: it may not have heard of that
-// yet. A keeper that does not answer within [memberSilence] is passed over for a minute.
+// for their answers for [answerSilence] at most. The others are told the holder,
+// send it their want, and wait. They go on by themselves when the holder is silent
+// for [memberSilence] or takes longer than [leasePatience]. When it leaves, or says
+// that it does not have the file, the keeper is asked who gets the lease next, for as
+// long: it may not have heard of that yet. A keeper that is silent
+// for [memberSilence] is passed over: the next by hash is asked, by everybody. A
+// member that is told by another one that it has the lease leaves the fetching to it:
+// while connections come and go, two may be given it by different keepers. A
+// member that sends anything on its channel is not silent, however slow it is.
 package exchange
 
 import (
@@ -68,7 +73,7 @@ const (
 	maxAsked      = 64    // peers asked for one artifact
 	maxLeases     = 4096  // that a keeper remembers
 	heartbeat     = 150 * time.Millisecond
-	memberSilence = 3 * time.Second        // of a keeper or a holder: a busy machine is slow, not gone
+	memberSilence = 3 * time.Second        // until a member that said nothing at all is taken for dead
 	answerSilence = 200 * time.Millisecond // until who has the lease goes to the upstream
 	leasePatience = 25 * time.Second       // a fleet's client must have its answer in time
 	leaseMemory   = time.Minute            // that a keeper remembers who has fetched a file
@@ -93,6 +98,7 @@ const (
 const (
 	notHere byte = iota
 	beingFetched
+	leaseHeld
 )
 
 // A PeerKey is a peer's static public key.

@@ -42,9 +42,10 @@ type Exchange struct {
 	mu       sync.Mutex
 	peers    map[PeerKey]*Peer
 	nextID   uint64
-	attempts map[uint64]*attempt     // by want and lease id
-	fetching map[artifact.Digest]int // public artifacts that we are getting
-	leases   leases                  // that we keep
+	attempts map[uint64]*attempt      // by want and lease id
+	fetching map[artifact.Digest]int  // public artifacts that we are getting
+	held     map[artifact.Digest]bool // of fetching, those whose lease is ours
+	leases   leases                   // that we keep
 }
 
 // New returns an Exchange without peers.
@@ -61,6 +62,7 @@ func New(c Config) *Exchange {
 		peers:    make(map[PeerKey]*Peer),
 		attempts: make(map[uint64]*attempt),
 		fetching: make(map[artifact.Digest]int),
+		held:     make(map[artifact.Digest]bool),
 	}
 }
 
@@ -89,6 +91,7 @@ type Peer struct {
 
 	// Guarded by x.mu:
 	waiting map[uint64]artifact.Digest // its wants for what we are getting
+	heard   time.Time                  // when it last sent anything
 	suspect time.Time                  // when it last failed as a keeper
 	mute    time.Time                  // when it last did not answer a want in time
 }
@@ -115,6 +118,12 @@ func (x *Exchange) Connect(key PeerKey, member bool, send func(msg int, payload 
 	x.mu.Lock()
 	old := x.peers[key]
 	x.peers[key] = p
+	for id, a := range x.attempts {
+		if a.asked[key] != nil { // what it was asked over the old connection is lost
+			a.asked[key] = &asked{open: len(a.ids)}
+			p.push(msgWant, appendWant(nil, want{id, a.ids[id]}))
+		}
+	}
 	x.mu.Unlock()
 	if old != nil {
 		old.Close() // one connection replaces another
@@ -145,6 +154,9 @@ func (p *Peer) Close() {
 // Handle takes a message of the peer. It does not block. After an error, which
 // matches ErrProtocol, the channel is to be closed.
 func (p *Peer) Handle(msg int, payload []byte) error {
+	p.x.mu.Lock()
+	p.heard = time.Now()
+	p.x.mu.Unlock()
 	switch msg {
 	case msgWant:
 		ws, err := decode(payload, 34, decodeWant)
@@ -236,14 +248,14 @@ func (p *Peer) answerWant(w want) {
 		return
 	}
 	x.mu.Lock()
-	getting := x.fetching[w.digest] > 0
+	getting, state := x.fetching[w.digest] > 0, x.state(w.digest)
 	if getting && len(p.waiting) < maxWaiting {
 		p.waiting[w.id] = w.digest
 	}
 	x.mu.Unlock()
 	switch {
 	case getting:
-		p.push(msgMissing, appendMissing(nil, missing{w.id, beingFetched}))
+		p.push(msgMissing, appendMissing(nil, missing{w.id, state}))
 	case p.found(w): // stored since the first look
 	default:
 		p.push(msgMissing, appendMissing(nil, missing{w.id, notHere}))
