@@ -20,47 +20,56 @@ import (
 // logs the static cores that they are.
 type Artifacts struct {
 	Store *artifact.Store
-	// Open opens a file at its source. The error matches fs.ErrNotExist if the
-	// source has no such file.
+	// Open opens a file at its source. What the source does not have is a problem,
+	// unless the error matches [ErrNotCached]: caches hold some files only.
 	Open func(ctx context.Context, v Version) (io.ReadCloser, error)
-	// Want chooses versions; nil means all that the source has: one that it does not
-	// have is no problem then, since caches hold some files only. It may be called
-	// concurrently.
+	// Want chooses versions; nil means all. It may be called concurrently.
 	Want func(h pkglog.Header, version string) bool
 }
 
-// Fetch fetches what the log does not name yet. A file that cannot be had or is
-// not what it should be is a problem; a store that fails is an error.
-func (a *Artifacts) Fetch(ctx context.Context, s *pkglog.State) ([]pkglog.Event, []Problem, error) {
-	var events []pkglog.Event
-	var problems []Problem
+// Fetch fetches what the store does not have, and returns events for what the log
+// does not name. A file that cannot be had or is not what it should be is a problem;
+// a store that fails is an error.
+func (a *Artifacts) Fetch(ctx context.Context, s *pkglog.State) (got Fetched, err error) {
 	h := s.Header()
 	named := make(map[pkglog.Artifact]bool)
 	for _, v := range versionsOf(s) {
-		if a.Want != nil && !a.Want(h, v.Version) || hasDigest(s.Artifacts(v.Version), v.Digest) {
+		if a.Want != nil && !a.Want(h, v.Version) {
 			continue
 		}
-		info, err := a.fetch(ctx, h, v)
+		known := hasDigest(s.Artifacts(v.Version), v.Digest)
+		if known {
+			if _, err := a.Store.Stat(v.Digest); err == nil {
+				continue
+			}
+		}
+		info, fresh, err := a.fetch(ctx, h, v)
 		switch {
-		case a.Want == nil && errors.Is(err, fs.ErrNotExist):
+		case isWithdrawn(err):
+			continue // denied here: SEC-19
+		case errors.Is(err, ErrNotCached):
+			got.NotCached++
 			continue
 		case ctx.Err() != nil:
-			return nil, nil, ctx.Err()
+			return Fetched{}, ctx.Err()
 		case errors.Is(err, artifact.ErrNoSpace):
-			return nil, nil, err
+			return Fetched{}, err
 		case err != nil:
-			problems = append(problems, Problem{h.Ecosystem, h.Package, v.Version, "artifact: " + err.Error()})
+			got.Problems = append(got.Problems, Problem{h.Ecosystem, h.Package, v.Version, "artifact: " + err.Error()})
 			continue
+		}
+		if fresh {
+			got.Files++
 		}
 		e := pkglog.Event{Kind: pkglog.HasArtifact, Version: v.Version, Artifact: pkglog.Artifact{
 			Key: info.Key, ByteLength: uint64(info.Size), Digest: v.Digest.Sum,
 		}}
-		if !named[e.Artifact] {
+		if !named[e.Artifact] && !known {
 			named[e.Artifact] = true
-			events = append(events, e)
+			got.Events = append(got.Events, e)
 		}
 	}
-	return events, problems, nil
+	return got, nil
 }
 
 // A Version is a version and what its file must hash to.
@@ -97,34 +106,45 @@ func hasDigest(as []pkglog.Artifact, d artifact.Digest) bool {
 	return false
 }
 
-// fetch returns what the store has of a version, fetching it first if need be.
-func (a *Artifacts) fetch(ctx context.Context, h pkglog.Header, v Version) (artifact.Info, error) {
-	if info, err := a.Store.Stat(v.Digest); err == nil && !info.Private && info.Key != (artifact.Key{}) {
-		return info, nil
+// fetch returns what the store has of a version, fetching it first if need be; fresh
+// says that it did.
+func (a *Artifacts) fetch(ctx context.Context, h pkglog.Header, v Version) (info artifact.Info, fresh bool, err error) {
+	info, err = a.Store.Stat(v.Digest)
+	if isWithdrawn(err) {
+		return info, false, err
+	}
+	if err == nil && !info.Private && info.Key != (artifact.Key{}) {
+		return info, false, nil
 	}
 	r, err := a.Open(ctx, v)
 	if err != nil {
-		return artifact.Info{}, err
+		return artifact.Info{}, false, err
 	}
 	defer r.Close()
 	w, err := a.Store.Create(-1)
 	if err != nil {
-		return artifact.Info{}, err
+		return artifact.Info{}, false, err
 	}
 	defer w.Close()
 	if _, err := io.Copy(w, r); err != nil {
-		return artifact.Info{}, err
+		return artifact.Info{}, false, err
 	}
 	if err := w.Verify(v.Digest); err != nil {
-		return artifact.Info{}, err
+		return artifact.Info{}, false, err
 	}
 	if h.Ecosystem == pkglog.Cargo {
 		if err := inspectCrate(io.NewSectionReader(w, 0, w.Size())); err != nil {
-			return artifact.Info{}, err
+			return artifact.Info{}, false, err
 		}
 	}
 	w.SetOrigin(artifact.FromImport)
-	return w.Commit(v.Digest, false)
+	info, err = w.Commit(v.Digest, false)
+	return info, err == nil, err
+}
+
+func isWithdrawn(err error) bool {
+	_, yes := errors.AsType[*artifact.WithdrawnError](err)
+	return yes
 }
 
 // Withdraw stops the seeding of files of removed versions. SEC-19
@@ -139,7 +159,7 @@ func (a *Artifacts) Withdraw(s *pkglog.State) error {
 				continue
 			}
 			info, err := a.Store.Stat(d)
-			if errors.Is(err, fs.ErrNotExist) {
+			if errors.Is(err, fs.ErrNotExist) || isWithdrawn(err) {
 				continue
 			}
 			if err != nil {

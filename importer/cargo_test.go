@@ -21,6 +21,7 @@ import (
 	"github.com/pkgswarm/pkgswarm/internal/cargoupstream"
 	"github.com/pkgswarm/pkgswarm/registry"
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
+	"github.com/pkgswarm/pkgswarm/registry/pkglog"
 	"github.com/pkgswarm/pkgswarm/registry/upstream"
 )
 
@@ -219,7 +220,7 @@ func TestArtifacts(t *testing.T) {
 		"1.0.0": tarball(t, tar.Header{Name: "foo-1.0.0/a", Size: 100000}),
 		"1.1.0": tarball(t, tar.Header{Name: "foo-1.1.0/a", Size: 5}),
 		"1.2.0": tarball(t, tar.Header{Name: "/etc/passwd", Size: 5}),
-		"1.3.0": tarball(t, tar.Header{Name: "foo-1.3.0/a", Size: 7}), // is not beside the index: no problem
+		"1.3.0": tarball(t, tar.Header{Name: "foo-1.3.0/a", Size: 7}), // is not beside the index
 	}
 	var lines []string
 	for _, v := range []string{"1.0.0", "1.1.0", "1.2.0", "1.3.0"} {
@@ -248,7 +249,7 @@ func TestArtifacts(t *testing.T) {
 	for _, p := range n.problems {
 		bad = append(bad, p.Version)
 	}
-	if want := []string{"1.1.0", "1.2.0"}; !slices.Equal(bad, want) {
+	if want := []string{"1.1.0", "1.2.0", "1.3.0"}; !slices.Equal(bad, want) {
 		t.Errorf("problems %v, want those of %v", n.problems, want)
 	}
 	s := n.fold(t, crate("foo"))
@@ -260,13 +261,73 @@ func TestArtifacts(t *testing.T) {
 	}
 
 	write(t, filepath.Join(dir, "crates", "Foo-1.1.0.crate"), crates["1.1.0"])
-	if sum := n.run(t, src); sum.Events != 1 {
+	if sum := n.run(t, src); sum.Events != 1 || sum.Files != 1 {
 		t.Errorf("run with the right file: %+v", sum)
+	}
+	// A file that the log names and the store has lost comes back.
+	if err := store.Remove(sha256.Sum256(crates["1.1.0"])); err != nil {
+		t.Fatal(err)
+	}
+	if sum := n.run(t, src); sum.Events != 0 || sum.Files != 1 {
+		t.Errorf("run after a file was lost: %+v", sum)
 	}
 	write(t, index, []byte(strings.Join(lines[1:], "\n")+"\n"))
 	n.run(t, src)
 	d := artifact.Digest{Alg: artifact.SHA256, Sum: sha256.Sum256(crates["1.0.0"])}
 	if _, err := store.CheckShared(d); err == nil { // SEC-19
 		t.Error("the file of a removed version is still seeded")
+	}
+	if sum := n.run(t, src); sum.Events != 0 { // and that is no reason to stop later runs
+		t.Errorf("run after a removal: %+v", sum)
+	}
+}
+
+// TestCacheLacksFiles: that a cache does not hold all files is counted, and no
+// problem.
+func TestCacheLacksFiles(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "index", "3", "f", "foo"), []byte(indexLine("foo", "1.0.0")+"\n"))
+	store, err := artifact.Open(filepath.Join(dir, "artifacts"), filepath.Join(dir, "db"), artifact.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	n := openNode(t, filepath.Join(dir, "operator"), func(c *Config) {
+		c.Artifacts = &Artifacts{Store: store, Open: func(context.Context, Version) (io.ReadCloser, error) { return nil, ErrNotCached }}
+	})
+	if sum := n.run(t, cargoDir(t, dir)); sum.NotCached != 1 || sum.Files != 0 || len(n.problems) != 0 {
+		t.Errorf("%+v, problems %v", sum, n.problems)
+	}
+}
+
+// indexLine returns a line of an index file.
+func indexLine(name, version string) string {
+	return fmt.Sprintf(`{"name":%q,"vers":%q,"deps":[],"cksum":"%064d","features":{},"yanked":false}`, name, version, 1)
+}
+
+// TestPrivateLeftOut: names that are private are not signed, and a source that is a
+// whole registry removes none. SEC-60
+func TestPrivateLeftOut(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "3", "f", "foo"), []byte(indexLine("foo", "1.0.0")+"\n"))
+	secret := filepath.Join(dir, "co", "rp", "corp-a")
+	write(t, secret, []byte(indexLine("corp-a", "1.0.0")+"\n"))
+	operator := t.TempDir()
+	n := openNode(t, operator, func(c *Config) { c.Private = "corp-*" })
+	if sum := n.run(t, cargoDir(t, dir)); sum.Packages != 1 || sum.Private != 1 {
+		t.Errorf("%+v", sum)
+	}
+	if head := n.catalog.Head(); head.Packages(pkglog.Cargo) != 1 {
+		t.Errorf("%d crates are signed, want 1", head.Packages(pkglog.Cargo))
+	}
+	n.importer.c.Private = ""
+	n.run(t, cargoDir(t, dir))
+	n.importer.c.Private = "corp-*"
+	if err := os.Remove(secret); err != nil {
+		t.Fatal(err)
+	}
+	n.run(t, cargoDir(t, dir))
+	if !n.fold(t, crate("corp-a")).Exists() {
+		t.Error("what is private now was removed")
 	}
 }

@@ -46,6 +46,19 @@ func OpenCargoDir(dir string) (*CargoDir, error) {
 	return d, nil
 }
 
+// HasCrates reports whether there is a directory of .crate files beside the index.
+func (d *CargoDir) HasCrates() bool { return d.crates != "" }
+
+// Download returns the URL template for .crate files from the config.json of the
+// index.
+func (d *CargoDir) Download() (string, error) {
+	b, err := os.ReadFile(filepath.Join(d.dir, "config.json"))
+	if err != nil {
+		return "", err
+	}
+	return parseDL(b)
+}
+
 // ID returns the directory of the index.
 func (d *CargoDir) ID() string { return d.dir }
 

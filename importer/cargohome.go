@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"iter"
@@ -50,6 +52,29 @@ func OpenCargoHome(dir string) ([]*CargoHome, error) {
 		return nil, fmt.Errorf("%s: no registry there: %w", index, fs.ErrNotExist)
 	}
 	return homes, nil
+}
+
+// Host returns the host of the registry, as cargo has it in a directory's name.
+func (c *CargoHome) Host() string {
+	name := filepath.Base(c.dir)
+	if i := strings.LastIndexByte(name, '-'); i > 0 {
+		name = name[:i] // behind it is a hash of the URL
+	}
+	return name
+}
+
+// Private reports whether the registry gives nothing without a token, or is one that
+// a node mirrors as private.
+func (c *CargoHome) Private() bool {
+	b, err := os.ReadFile(filepath.Join(c.dir, "config.json"))
+	if err != nil {
+		return false // of a git index
+	}
+	var config struct {
+		DL   string `json:"dl"`
+		Auth bool   `json:"auth-required"`
+	}
+	return json.Unmarshal(b, &config) != nil || config.Auth || strings.Contains(config.DL, "/registries/")
 }
 
 // IsCargoHome reports whether dir looks like a CARGO_HOME.
@@ -131,15 +156,23 @@ func parseCached(b []byte) ([][]byte, error) {
 	return lines, nil
 }
 
-// Crate opens the .crate file of a version, whose name is that of its line.
+// ErrNotCached says that a cache does not hold a file. It matches fs.ErrNotExist.
+var ErrNotCached = fmt.Errorf("not cached: %w", fs.ErrNotExist)
+
+// Crate opens the .crate file of a version, whose name is that of its line. The error
+// matches [ErrNotCached] if cargo has not fetched it.
 func (c *CargoHome) Crate(name, version string) (*os.File, error) {
-	return openCrate(c.crates, name, version)
+	f, err := openCrate(c.crates, name, version)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = ErrNotCached
+	}
+	return f, err
 }
 
 // Crate opens the .crate file of a version, whose name is that of its line.
 func (d *CargoDir) Crate(name, version string) (*os.File, error) {
 	if d.crates == "" {
-		return nil, fs.ErrNotExist
+		return nil, fmt.Errorf("no crates beside the index: %w", fs.ErrNotExist)
 	}
 	return openCrate(d.crates, name, version)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/pkgswarm/pkgswarm/internal/filecache"
 	"github.com/pkgswarm/pkgswarm/internal/goupstream"
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
+	"github.com/pkgswarm/pkgswarm/registry/modules"
 	"github.com/pkgswarm/pkgswarm/registry/pkglog"
 	"github.com/pkgswarm/pkgswarm/registry/sumdb"
 	"github.com/pkgswarm/pkgswarm/registry/upstream"
@@ -32,7 +33,7 @@ func newGoSide(t *testing.T) *goSide {
 	t.Helper()
 	s := &goSide{Server: goupstream.New(t)}
 	s.client = newClient(t, s.URL)
-	s.proxy = &HTTPProxy{Client: s.client, URL: s.URL}
+	s.proxy = &HTTPProxy{Client: s.client, Proxies: modules.List{{URL: s.URL}}}
 	cache, err := filecache.Open(filepath.Join(t.TempDir(), "sumdb"), 1<<20)
 	if err != nil {
 		t.Fatal(err)
@@ -183,16 +184,24 @@ func TestModuleDir(t *testing.T) {
 	up := newGoSide(t)
 	const path = "example.com/Up/m"
 	up.Add(t, path, "v1.0.0", files(path))
+	up.Add(t, path, "v1.2.0", files(path))
 	dir := t.TempDir()
-	for _, name := range []string{"v1.0.0.info", "v1.0.0.mod", "v1.0.0.zip"} {
+	get := func(name string) []byte {
 		resp, err := http.Get(up.URL + "/example.com/!up/m/@v/" + name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		b, _ := io.ReadAll(resp.Body)
-		resp.Body.Close()
-		write(t, filepath.Join(dir, "cache", "download", "example.com", "!up", "m", "@v", name), b)
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
 	}
+	for _, name := range []string{"v1.0.0.info", "v1.0.0.mod", "v1.0.0.zip", "v1.2.0.mod", "v1.2.0.zip"} {
+		write(t, filepath.Join(dir, "cache", "download", "example.com", "!up", "m", "@v", name), get(name))
+	}
+	info := get("v1.2.0.info")
 	write(t, filepath.Join(dir, "cache", "download", "example.com", "!up", "m", "@v", "v1.1.0.info"), []byte(`{"Version":"v1.1.0"}`)) // without .mod
 	write(t, filepath.Join(dir, "cache", "download", "example.com", "!up", "m", "@v", "list"), []byte("v1.0.0\nv9.0.0\n"))
 	d, err := OpenModuleDir(dir)
@@ -200,8 +209,9 @@ func TestModuleDir(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Close()
+	d.Missing = up.proxy
 	modules, err := d.Modules()
-	if err != nil || len(modules) != 1 || modules[0].Path != path || !slices.Equal(modules[0].Versions, []string{"v1.0.0"}) {
+	if err != nil || len(modules) != 1 || modules[0].Path != path || !slices.Equal(modules[0].Versions, []string{"v1.0.0", "v1.2.0"}) {
 		t.Fatalf("modules %+v, %v", modules, err)
 	}
 	store, err := artifact.Open(t.TempDir(), t.TempDir(), artifact.Options{})
@@ -218,6 +228,9 @@ func TestModuleDir(t *testing.T) {
 	s := n.fold(t, goModule(path))
 	if s.Module("v1.0.0") == nil {
 		t.Error("v1.0.0 was not signed")
+	}
+	if v := s.Module("v1.2.0"); v == nil || string(v.Info) != string(info) {
+		t.Errorf("v1.2.0, without .info in the cache: %+v, problems %v", v, n.problems)
 	}
 	if a := s.Artifacts("v1.0.0"); len(a) != 1 || a[0].Digest != s.Module("v1.0.0").ZipHash {
 		t.Errorf("artifacts %+v, problems %v", a, n.problems)

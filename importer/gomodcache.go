@@ -3,6 +3,7 @@ package importer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -17,7 +18,13 @@ const maxModFile = 16 << 20
 
 // A ModuleDir is a directory of the layout of a GOPROXY, such as the
 // cache/download below a GOMODCACHE. It is a [ModuleProxy].
-type ModuleDir struct{ root *os.Root }
+type ModuleDir struct {
+	// Missing is asked for .info files that are not there: go keeps those only of
+	// versions that it looked up, and of none that a go.mod named. Nil: nobody.
+	Missing ModuleProxy
+
+	root *os.Root
+}
 
 // OpenModuleDir opens dir, which may be a GOMODCACHE itself.
 func OpenModuleDir(dir string) (*ModuleDir, error) {
@@ -28,7 +35,7 @@ func OpenModuleDir(dir string) (*ModuleDir, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &ModuleDir{root}, nil
+	return &ModuleDir{root: root}, nil
 }
 
 func isDir(path string) bool {
@@ -39,8 +46,8 @@ func isDir(path string) bool {
 // Close releases the directory.
 func (d *ModuleDir) Close() error { return d.root.Close() }
 
-// Modules returns the modules of which it holds versions with .info and .mod.
-// A list file of a GOMODCACHE names only what is there, so it is not looked at.
+// Modules returns the modules of which it holds versions with .mod; with .info alone
+// go looked at a version, no more. A list file of a GOMODCACHE names only what is there, so it is not looked at.
 func (d *ModuleDir) Modules() ([]GoModule, error) {
 	byPath := make(map[string]*GoModule)
 	err := fs.WalkDir(d.root.FS(), ".", func(name string, e fs.DirEntry, err error) error {
@@ -53,12 +60,9 @@ func (d *ModuleDir) Modules() ([]GoModule, error) {
 			}
 			return nil
 		}
-		path, version, ok := parseInfoPath(name)
+		path, version, ok := parseModPath(name)
 		if !ok {
 			return nil
-		}
-		if _, err := d.root.Lstat(strings.TrimSuffix(filepath.FromSlash(name), ".info") + ".mod"); err != nil {
-			return nil // go looked at the version, no more
 		}
 		m := byPath[path]
 		if m == nil {
@@ -75,11 +79,11 @@ func (d *ModuleDir) Modules() ([]GoModule, error) {
 	return modules, err
 }
 
-// parseInfoPath reads "ESCAPED/@v/VERSION.info" of a canonical version.
-func parseInfoPath(name string) (path, version string, ok bool) {
+// parseModPath reads "ESCAPED/@v/VERSION.mod" of a canonical version.
+func parseModPath(name string) (path, version string, ok bool) {
 	escPath, file, ok := strings.Cut(name, "/@v/")
-	escVersion, isInfo := strings.CutSuffix(file, ".info")
-	if !ok || !isInfo {
+	escVersion, isMod := strings.CutSuffix(file, ".mod")
+	if !ok || !isMod {
 		return "", "", false
 	}
 	path, err := module.UnescapePath(escPath)
@@ -95,9 +99,15 @@ func (d *ModuleDir) List(_ context.Context, path string) ([]byte, error) {
 	return d.read(path, "list")
 }
 
-// Info returns the .info file of a version.
-func (d *ModuleDir) Info(_ context.Context, path, version string) ([]byte, error) {
-	return d.readVersion(path, version, ".info")
+// Info returns the .info file of a version, from Missing if it is not there.
+func (d *ModuleDir) Info(ctx context.Context, path, version string) ([]byte, error) {
+	b, err := d.readVersion(path, version, ".info")
+	if errors.Is(err, fs.ErrNotExist) && d.Missing != nil {
+		if b, err = d.Missing.Info(ctx, path, version); err != nil {
+			err = fmt.Errorf("not in the directory: %w", err)
+		}
+	}
+	return b, err
 }
 
 // Mod returns the .mod file of a version.

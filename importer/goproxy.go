@@ -14,13 +14,14 @@ import (
 
 	"golang.org/x/mod/module"
 
+	"github.com/pkgswarm/pkgswarm/registry/modules"
 	"github.com/pkgswarm/pkgswarm/registry/upstream"
 )
 
-// A HTTPProxy is a GOPROXY over HTTP.
+// A HTTPProxy is a GOPROXY over HTTP, or a list of them.
 type HTTPProxy struct {
-	Client *upstream.Client
-	URL    string // without a slash at the end
+	Client  *upstream.Client
+	Proxies modules.List // may not be empty
 }
 
 // List returns the list of a module's versions.
@@ -44,11 +45,15 @@ func (p *HTTPProxy) Zip(ctx context.Context, path, version string) (io.ReadClose
 	if err != nil {
 		return nil, err
 	}
-	s, err := p.Client.Open(ctx, upstream.Request{URL: p.URL + "/" + escPath + "/@v/" + escVersion + ".zip", Kind: upstream.ModuleZip})
+	var zip *upstream.Stream
+	err = p.Proxies.Try(ctx, func(base string, _ bool) (err error) {
+		zip, err = p.Client.Open(ctx, upstream.Request{URL: base + "/" + escPath + "/@v/" + escVersion + ".zip", Kind: upstream.ModuleZip})
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	return s, nil
+	return zip, nil
 }
 
 func (p *HTTPProxy) version(ctx context.Context, path, version, ext string, k upstream.Kind) ([]byte, error) {
@@ -64,11 +69,15 @@ func (p *HTTPProxy) get(ctx context.Context, path, file string, k upstream.Kind)
 	if err != nil {
 		return nil, err
 	}
-	a, err := p.Client.Get(ctx, upstream.Request{URL: p.URL + "/" + escPath + "/@v/" + file, Kind: k})
-	if err != nil {
-		return nil, err
-	}
-	return a.Body, nil
+	var body []byte
+	err = p.Proxies.Try(ctx, func(base string, _ bool) error {
+		a, err := p.Client.Get(ctx, upstream.Request{URL: base + "/" + escPath + "/@v/" + file, Kind: k})
+		if err == nil {
+			body = a.Body
+		}
+		return err
+	})
+	return body, err
 }
 
 // A ModuleFeed is a module index: which versions a proxy has first seen since a

@@ -147,6 +147,10 @@ type Config struct {
 	Logger  *slog.Logger     // nil discards
 	Now     func() time.Time // wall clock for new runs; nil means time.Now
 
+	// Private are patterns of names, as in GOPRIVATE: they are left out. Nobody is
+	// asked about them, and none is signed, changed or removed. SEC-60
+	Private string
+
 	// AllowRemoval lets a complete source remove more than a tenth of a
 	// registry at once, which otherwise looks like a source that is broken.
 	AllowRemoval bool
@@ -156,11 +160,18 @@ type Config struct {
 
 // An ArtifactFetcher fetches, verifies and keeps the files of versions.
 type ArtifactFetcher interface {
-	// Fetch returns the events for the files of a package that its log does not
-	// name yet, and the problems with those that could not be had.
-	Fetch(ctx context.Context, s *pkglog.State) ([]pkglog.Event, []Problem, error)
+	// Fetch fetches the files of a package that are not at hand.
+	Fetch(ctx context.Context, s *pkglog.State) (Fetched, error)
 	// Withdraw stops the seeding of the files of versions that were removed.
 	Withdraw(s *pkglog.State) error
+}
+
+// Fetched says what became of the files of a package.
+type Fetched struct {
+	Events    []pkglog.Event // of files that the log does not name yet
+	Problems  []Problem      // with those that could not be had
+	Files     int            // that are new here
+	NotCached int            // that the source, a cache, does not hold
 }
 
 // An Importer imports sources into one catalog, one after the other.
@@ -207,6 +218,9 @@ type Summary struct {
 	Events    int64         `json:"events"`    // blocks appended to logs, headers included
 	Bytes     int64         `json:"bytes"`     // of upstream data looked at
 	Problems  int64         `json:"problems"`
+	Files     int64         `json:"files"`      // fetched
+	NotCached int64         `json:"not_cached"` // files that a cache does not hold
+	Private   int64         `json:"private"`    // packages that were left out
 	Elapsed   time.Duration `json:"elapsed_ns"`
 }
 
@@ -219,6 +233,9 @@ func (s *Summary) Add(o Summary) {
 	s.Events += o.Events
 	s.Bytes += o.Bytes
 	s.Problems += o.Problems
+	s.Files += o.Files
+	s.NotCached += o.NotCached
+	s.Private += o.Private
 	s.Elapsed += o.Elapsed
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/mod/module"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/pkgswarm/pkgswarm/registry/catalog"
@@ -26,6 +27,7 @@ type run struct {
 
 	pending   []pendingChange // of the catalog, in order
 	unreached int             // packages in a row that could not be asked about
+	leftOut   int64           // private packages; of list until that has ended
 }
 
 // A pendingChange waits for the next flush.
@@ -51,6 +53,8 @@ type result struct {
 	stamp    Stamp
 	events   int
 	versions int
+	files    int // fetched
+	absent   int // files that a cache does not hold
 	bytes    int64
 	problems []Problem
 
@@ -94,7 +98,9 @@ func (r *run) run(ctx context.Context) error {
 		})
 	}
 	g.Go(func() error { return r.collect(work, queue) })
-	if err := g.Wait(); err != nil {
+	err := g.Wait()
+	r.sum.Private = r.leftOut
+	if err != nil {
 		return err
 	}
 	if err := r.removeUnlisted(ctx); err != nil {
@@ -130,6 +136,10 @@ func (r *run) list(ctx context.Context, packages iter.Seq2[Package, error], todo
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrSource, err)
 		}
+		if r.private(p.Name()) {
+			r.leftOut++
+			continue
+		}
 		listed++
 		last, changed := r.changed(p)
 		if !changed {
@@ -147,6 +157,11 @@ func (r *run) list(ctx context.Context, packages iter.Seq2[Package, error], todo
 		}
 	}
 	return r.send(ctx, &job{unchanged: unchanged}, todo, queue)
+}
+
+// private reports whether a name is to be left alone. SEC-60
+func (r *run) private(name string) bool {
+	return r.c.Private != "" && module.MatchPrefixPatterns(r.c.Private, name)
 }
 
 // maxUnchanged is how many unchanged packages pass without being counted, so
@@ -229,6 +244,8 @@ func (r *run) count(res *result) {
 	r.sum.Bytes += res.bytes
 	r.sum.Events += int64(res.events)
 	r.sum.Problems += int64(len(res.problems))
+	r.sum.Files += int64(res.files)
+	r.sum.NotCached += int64(res.absent)
 	if res.events > 0 {
 		r.sum.Changed++
 	} else if len(res.problems) == 0 {
@@ -297,12 +314,13 @@ func (r *run) artifacts(ctx context.Context, w *logWriter, res *result) error {
 	if !w.state.Exists() {
 		return nil
 	}
-	events, problems, err := r.c.Artifacts.Fetch(ctx, w.state)
+	got, err := r.c.Artifacts.Fetch(ctx, w.state)
 	if err != nil {
 		return err
 	}
-	res.problems = append(res.problems, problems...)
-	return w.append(events, res)
+	res.files, res.absent = got.Files, got.NotCached
+	res.problems = append(res.problems, got.Problems...)
+	return w.append(got.Events, res)
 }
 
 // gone is the update for a package that the source does not have.
@@ -406,6 +424,7 @@ func (r *run) unlisted(ctx context.Context) ([]string, error) {
 			names = append(names, h.Package)
 		}
 	}
+	names = slices.DeleteFunc(names, r.private)
 	slices.Sort(names)
 	return slices.Compact(names), nil
 }

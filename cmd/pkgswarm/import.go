@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
@@ -32,6 +33,7 @@ type importFlags struct {
 	peers        []string
 	lan          bool
 	rates        rateFlags
+	private      []string
 	cosigners    []string
 	quorum       int
 }
@@ -42,14 +44,15 @@ func (f *importFlags) add(cmd *cobra.Command) {
 	fl.BoolVar(&f.json, "json", false, "print one JSON object a line: each problem, then a summary")
 	fl.BoolVar(&f.watch, "watch", false, "go on for ever: import what changes, say every ten minutes that nothing did, and seed")
 	fl.DurationVar(&f.every, "every", time.Minute, "how often to look for changes with --watch")
-	fl.StringVar(&f.artifacts, "artifacts", "", "fetch, verify and seed the files as well: all, or those of a lock file (lock:`FILE`)")
-	fl.Lookup("artifacts").NoOptDefVal = "all"
+	fl.StringVar(&f.artifacts, "artifacts", "", "fetch, verify and seed the files as well: those of what is named; `WHAT` may be all, or lock:FILE")
+	fl.Lookup("artifacts").NoOptDefVal = "named"
 	fl.IntVar(&f.workers, "workers", 0, "packages in work at a time (default: two for each processor)")
 	fl.BoolVar(&f.allowRemoval, "allow-removal", false, "let an index that lacks more than a tenth of the packages remove them")
 	fl.StringSliceVar(&f.listen, "swarm-listen", nil, "accept peers at `ADDR` while watching; may be repeated")
 	fl.StringSliceVar(&f.peers, "peer", nil, "connect to the peer at `ADDR` while watching; may be repeated")
 	fl.BoolVar(&f.lan, "lan", false, "announce the registry on the local network while watching")
 	f.rates.add(fl)
+	fl.StringSliceVar(&f.private, "private", nil, "`PATTERNS` of names to leave out, as in GOPRIVATE")
 	fl.StringArrayVar(&f.cosigners, "cosigner", nil, "seed `FILE` of a further signer of the catalog, on this machine; may be repeated. Signers on several machines are operators of their own, of whom clients believe what agree=N say")
 	fl.IntVar(&f.quorum, "quorum", 0, "how many of the signers must sign (default: the majority)")
 }
@@ -62,7 +65,8 @@ func newImportCommand(s *streams) *cobra.Command {
 package, and a catalog that names them. Needs a seed: see pkgswarm key new.
 
 An import can be stopped at any time and goes on where it was. Run again over
-unchanged input it signs nothing.
+unchanged input it signs nothing. A source that cannot be read is reported, and
+the others go on.
 
 Exit codes: 0 done, 3 done but for entries that were reported and not signed,
 1 failed, 2 wrong usage, 11 the store is in use, 130 interrupted.`,
@@ -122,24 +126,36 @@ func (f *importFlags) run(ctx context.Context, s *streams, open func(*operator) 
 	err = j.importAll(ctx, srcs, srcs.list)
 	j.sum.Elapsed = time.Since(start)
 	j.summary()
+	if errors.Is(err, importer.ErrSource) && len(srcs.list) > 1 && j.sum.Packages > 0 {
+		err = nil // some could be read, and the others were reported
+	}
 	if err == nil && j.problems > 0 {
 		err = &exitError{exitPartly, fmt.Errorf("%s not signed", count(j.problems, "entry", "entries")), ""}
 	}
 	return err
 }
 
+// importAll imports the sources of a list. One that cannot be read does not stop the
+// others; the error matches [importer.ErrSource] then.
 func (j *importJob) importAll(ctx context.Context, srcs *sources, list []importer.Source) error {
 	im := importer.New(j.config(srcs))
+	var unread []error
 	for _, src := range list {
 		j.startBar(src)
 		sum, err := im.Run(ctx, src)
 		j.stopBar()
 		j.sum.Add(sum)
-		if err != nil {
+		if err != nil && (!errors.Is(err, importer.ErrSource) || ctx.Err() != nil) {
 			return err
 		}
+		if err != nil {
+			unread = append(unread, err)
+			if len(list) > 1 {
+				j.report(importer.Problem{Ecosystem: src.Ecosystem(), Package: src.ID(), Reason: strings.TrimPrefix(err.Error(), "import "+src.ID()+": ")})
+			}
+		}
 	}
-	return nil
+	return errors.Join(unread...)
 }
 
 func (j *importJob) config(srcs *sources) importer.Config {
@@ -149,6 +165,7 @@ func (j *importJob) config(srcs *sources) importer.Config {
 		Dir:          j.op.dir,
 		Workers:      j.f.workers,
 		AllowRemoval: j.f.allowRemoval,
+		Private:      strings.Join(j.f.private, ","),
 		Served:       j.f.watch,
 		Report:       j.report,
 		Status:       j.progress,
@@ -239,10 +256,25 @@ func (j *importJob) summary() {
 		return
 	}
 	s := j.sum
-	fmt.Fprintf(j.s.out, "%s, %s: %d changed, %s signed, %d not signed, %v\n",
+	fmt.Fprintf(j.s.out, "%s, %s: %d changed, %s signed, %d not signed, %s%v\n",
 		count(int(s.Packages), "package", "packages"), count(int(s.Versions), "version", "versions"), s.Changed,
-		count(int(s.Events), "block", "blocks"), j.problems, s.Elapsed.Round(time.Millisecond))
+		count(int(s.Events), "block", "blocks"), j.problems, j.more(), s.Elapsed.Round(time.Millisecond))
 	fmt.Fprintf(j.s.err, "registry key %s\n", key)
+}
+
+// more is the part of a summary about files and private packages, if there are any.
+func (j *importJob) more() string {
+	text := ""
+	if j.f.artifacts != "" {
+		text = count(int(j.sum.Files), "file", "files") + ", "
+	}
+	if j.sum.NotCached > 0 {
+		text += count(int(j.sum.NotCached), "file", "files") + " not in a cache, "
+	}
+	if j.sum.Private > 0 {
+		text += count(int(j.sum.Private), "private package", "private packages") + " left out, "
+	}
+	return text
 }
 
 // printable replaces what could move a terminal's cursor. SEC-52

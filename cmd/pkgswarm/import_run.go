@@ -4,59 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"strings"
 	"time"
 
 	"github.com/pkgswarm/pkgswarm/importer"
-	"github.com/pkgswarm/pkgswarm/registry/lockfile"
-	"github.com/pkgswarm/pkgswarm/registry/pkglog"
 )
-
-// A fileOpener opens the file of a version at its source.
-type fileOpener = func(ctx context.Context, v importer.Version) (io.ReadCloser, error)
-
-// addArtifacts has the files of versions fetched as well, if the flags say so.
-func (f *importFlags) addArtifacts(srcs *sources, open fileOpener) error {
-	if f.artifacts == "" {
-		return nil
-	}
-	a := &importer.Artifacts{Open: open}
-	switch lock, ok := strings.CutPrefix(f.artifacts, "lock:"); {
-	case ok:
-		want, err := lockedVersions(lock)
-		if err != nil {
-			return err
-		}
-		a.Want = func(h pkglog.Header, version string) bool { return want[h.Name()+"@"+version] }
-	case f.artifacts != "all":
-		return &exitError{exitUsage, fmt.Errorf("--artifacts=%s", f.artifacts), "use --artifacts or --artifacts=lock:FILE"}
-	}
-	srcs.artifacts = a
-	return nil
-}
-
-// lockedVersions returns the versions that a lock file names.
-func lockedVersions(path string) (map[string]bool, error) {
-	want := make(map[string]bool)
-	for _, eco := range []string{lockfile.Cargo, lockfile.Go} {
-		locked, err := lockedNames(path, eco)
-		if err != nil {
-			return nil, err
-		}
-		for _, p := range locked {
-			if p.ModOnly {
-				continue // a go.sum names many versions of which no zip is needed
-			}
-			name := p.Name
-			if eco == lockfile.Cargo {
-				name = strings.ToLower(name)
-			}
-			want[eco+"/"+name+"@"+p.Version] = true
-		}
-	}
-	return want, nil
-}
 
 // heartbeatEvery is how often a watching importer says that it is alive.
 const heartbeatEvery = 10 * time.Minute

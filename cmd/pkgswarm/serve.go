@@ -15,7 +15,6 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/pkgswarm/pkgswarm/core"
 	"github.com/pkgswarm/pkgswarm/internal/node"
-	"github.com/pkgswarm/pkgswarm/registry/pkglog"
 	"github.com/spf13/cobra"
 )
 
@@ -181,8 +180,8 @@ func (f *serveFlags) mirrored() (m node.Mirror, err error) {
 		if err != nil {
 			return m, err
 		}
-		m.Want = func(h pkglog.Header, version string) bool { return want[h.Name()+"@"+version] }
-		m.Files = fmt.Sprintf("lock:%x", sha256.Sum256([]byte(strings.Join(slices.Sorted(maps.Keys(want)), "\n"))))
+		m.Want = want.has
+		m.Files = fmt.Sprintf("lock:%x", sha256.Sum256([]byte(strings.Join(slices.Sorted(maps.Keys(want.versions)), "\n"))))
 	case f.mirror == "all":
 		m.Files = "all"
 	case f.mirror != "index":

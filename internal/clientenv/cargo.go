@@ -54,6 +54,11 @@ func ReadCargo() (c Cargo) {
 		}
 		home = filepath.Join(dir, ".cargo")
 	}
+	return ReadCargoHome(home)
+}
+
+// ReadCargoHome is ReadCargo for another CARGO_HOME.
+func ReadCargoHome(home string) (c Cargo) {
 	for _, name := range []string{"config.toml", "credentials", "credentials.toml"} {
 		b, err := os.ReadFile(filepath.Join(home, name))
 		if err != nil || len(b) > maxFile {

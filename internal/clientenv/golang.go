@@ -7,11 +7,14 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/mod/sumdb/note"
 
+	"github.com/pkgswarm/pkgswarm/internal/clients"
 	"github.com/pkgswarm/pkgswarm/registry"
+	"github.com/pkgswarm/pkgswarm/registry/modules"
 	"github.com/pkgswarm/pkgswarm/registry/upstream"
 )
 
@@ -66,6 +69,63 @@ func goEnvFile() map[string]string {
 		}
 	}
 	return m
+}
+
+// GoSettings say where modules and checksums come from.
+type GoSettings struct {
+	Proxies  modules.List
+	OwnProxy bool             // Proxies were given, not taken from go's settings
+	Scopes   []upstream.Scope // from the URLs of the list
+	Netrc    []upstream.Scope
+	SumKey   string // of the checksum database; empty: none
+	SumURL   string // empty: through the proxies, or at its name
+	OwnSums  bool   // likewise
+	NoProxy  string // patterns
+	NoSums   string
+}
+
+// Upstream returns whom to ask. The built-in defaults must be at public addresses,
+// but where they were given: a network may have its own copy of one, under its name.
+func (s *GoSettings) Upstream() upstream.Config {
+	c := upstream.Config{Scopes: slices.Concat(s.Scopes, s.Netrc)}
+	add := func(url string, public bool) {
+		if public {
+			c.PublicOrigins = append(c.PublicOrigins, url)
+			return
+		}
+		c.Origins = append(c.Origins, url)
+	}
+	for _, p := range s.Proxies.Proxies() {
+		add(p, p == registry.GoProxy && !s.OwnProxy)
+	}
+	switch name, _, _ := strings.Cut(s.SumKey, "+"); {
+	case s.SumURL != "":
+		c.Origins = append(c.Origins, s.SumURL)
+	case name != "":
+		add("https://"+name, s.SumKey == registry.GoSumDB && !s.OwnSums)
+	}
+	return c
+}
+
+// WithoutNodes takes nodes of this machine, which setup puts there, out of a GOPROXY
+// list: their own upstreams are meant.
+func WithoutNodes(list string) string {
+	for {
+		node, _, _ := strings.Cut(strings.ReplaceAll(list, "|", ","), ",")
+		base, ok := strings.CutSuffix(node, "/go")
+		if !ok || !isLocal(base) {
+			return list
+		}
+		list = clients.RemoveGo(list, base)
+	}
+}
+
+// Join joins lists of patterns.
+func Join(patterns []string, more string) string {
+	if more != "" {
+		patterns = append(patterns[:len(patterns):len(patterns)], more)
+	}
+	return strings.Join(patterns, ",")
 }
 
 // ParseSumDB parses a value of GOSUMDB. The key is empty for "off".

@@ -37,11 +37,6 @@ func (n *Node) openCache(name string, max int64) (*filecache.Cache, error) {
 	return c, err
 }
 
-// userAgent identifies the program and whom to turn to.
-func (n *Node) userAgent() string {
-	return "pkgswarm/" + n.c.Version + " (+https://github.com/pkgswarm/pkgswarm)"
-}
-
 // openCargo opens the mirror of the public registry, and of the private ones.
 func (n *Node) openCargo() error {
 	cargo := clientenv.ReadCargo()

@@ -41,16 +41,16 @@ func parsePrivateGo(s, patterns string) (privateGo, error) {
 // privateSources returns where private modules are asked for. Each has a client of
 // its own, so that not even a redirect leads from one to another or to the public
 // upstream (SEC-62).
-func (n *Node) privateSources(s *goSettings) ([]modules.PrivateSource, error) {
+func (n *Node) privateSources(s *clientenv.GoSettings) ([]modules.PrivateSource, error) {
 	var sources []modules.PrivateSource
 	for _, text := range n.c.GoPrivate {
 		const flag = "go-private-upstream"
-		p, err := parsePrivateGo(text, s.noProxy)
+		p, err := parsePrivateGo(text, s.NoProxy)
 		if err != nil {
 			return nil, setting(flag, err)
 		}
 		if !n.c.Offline {
-			client, err := n.newUpstream(flag, upstream.Config{Origins: p.Proxies.Proxies(), Scopes: append(p.scopes, s.netrc...)})
+			client, err := n.newUpstream(flag, upstream.Config{Origins: p.Proxies.Proxies(), Scopes: append(p.scopes, s.Netrc...)})
 			if err != nil {
 				return nil, err
 			}
@@ -64,7 +64,7 @@ func (n *Node) privateSources(s *goSettings) ([]modules.PrivateSource, error) {
 // newUpstream opens a client, for what that flag has named, that is closed with the
 // node.
 func (n *Node) newUpstream(flag string, c upstream.Config) (*upstream.Client, error) {
-	c.UserAgent, c.Logger = n.userAgent(), n.log
+	c.UserAgent, c.Logger = upstream.UserAgent(n.c.Version), n.log
 	client, err := upstream.New(c)
 	if err != nil {
 		return nil, setting(flag, err)

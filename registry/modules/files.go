@@ -196,7 +196,7 @@ func (m *Modules) ask(ctx context.Context, r route, w *wanted, old *File) (*File
 	}
 	proof := w.startProof(ctx)
 	var f *File
-	err = r.list.try(ctx, func(base string, hurry bool) error {
+	err = r.list.Try(ctx, func(base string, hurry bool) error {
 		req := upstream.Request{URL: base + "/" + esc + "/" + w.name, Kind: kind(w.kind, hurry), Once: hurry}
 		if old != nil {
 			req.Validators = old.validators

@@ -103,9 +103,11 @@ func (e *sourceError) Unwrap() []error {
 	return []error{e.class}
 }
 
-// try calls ask for one proxy after the other, as GOPROXY says. hurry is set where
-// ask should not wait long, because another proxy could be asked.
-func (l List) try(ctx context.Context, ask func(base string, hurry bool) error) error {
+// Try calls ask for one proxy after the other, as GOPROXY says: until one has what is
+// asked for, or its error is not one after which the next may be asked. hurry is set
+// where ask should not wait long, because another proxy could be asked. The error
+// says that there is no such thing only if all proxies do.
+func (l List) Try(ctx context.Context, ask func(base string, hurry bool) error) error {
 	var last error
 	for i, e := range l {
 		switch e.URL {

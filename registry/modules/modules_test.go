@@ -125,7 +125,7 @@ func TestHurry(t *testing.T) {
 			t.Fatal(err)
 		}
 		var got []bool
-		list.try(t.Context(), func(_ string, hurry bool) error {
+		list.Try(t.Context(), func(_ string, hurry bool) error {
 			got = append(got, hurry)
 			return upstream.ErrUnreachable
 		})

@@ -88,7 +88,7 @@ func (m *Modules) zipError(ctx context.Context, v module.Version, err error) err
 
 func (r *route) openZip(ctx context.Context, name string) (*fetch.Download, error) {
 	var d *fetch.Download
-	err := r.list.try(ctx, func(base string, hurry bool) error {
+	err := r.list.Try(ctx, func(base string, hurry bool) error {
 		url := base + "/" + name
 		s, err := r.from.Open(ctx, upstream.Request{URL: url, Kind: kind(upstream.ModuleZip, hurry), Once: hurry})
 		if err != nil {

@@ -67,6 +67,11 @@ type site struct {
 	until time.Time // asked to be left alone until then
 }
 
+// UserAgent identifies a version of this program and whom to turn to.
+func UserAgent(version string) string {
+	return "pkgswarm/" + version + " (+https://github.com/pkgswarm/pkgswarm)"
+}
+
 // New returns a client for the upstreams of c. Close it after use.
 func New(c Config) (*Client, error) {
 	proxy := c.Proxy

@@ -25,6 +25,7 @@ import (
 	"github.com/pkgswarm/pkgswarm/importer"
 	"github.com/pkgswarm/pkgswarm/integration/synthetic"
 	"github.com/pkgswarm/pkgswarm/internal/filecache"
+	gomodules "github.com/pkgswarm/pkgswarm/registry/modules"
 	sumclient "github.com/pkgswarm/pkgswarm/registry/sumdb"
 	"github.com/pkgswarm/pkgswarm/registry/upstream"
 )
@@ -223,7 +224,7 @@ func measureModules(dir string, modules int) (err error) {
 	if err != nil {
 		return err
 	}
-	src := &importer.GoModules{URL: "synthetic modules", Proxy: &importer.HTTPProxy{Client: client, URL: url}, Sums: importer.SumsOf(db)}
+	src := &importer.GoModules{URL: "synthetic modules", Proxy: &importer.HTTPProxy{Client: client, Proxies: gomodules.List{{URL: url}}}, Sums: importer.SumsOf(db)}
 	syn := synthetic.Modules{Modules: modules, Seed: 1}
 	for i := range modules {
 		src.Modules = append(src.Modules, importer.GoModule{Path: syn.Path(i), List: true})
