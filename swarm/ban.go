@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"maps"
 	"net"
 	"net/netip"
 	"time"
@@ -14,8 +15,19 @@ type ban struct {
 
 // Ban drops a peer and refuses it, and where it came from, for a while: a minute
 // the first time, then twice as long as the last time (SEC-22). Loopback addresses
-// are not banned, since all users of the machine share them.
-func (s *Swarm) Ban(k PeerKey, reason string) {
+// are not banned, since all users of the machine share them. The reason is one of
+// few phrases, by which [Swarm.Bans] counts.
+func (s *Swarm) Ban(k PeerKey, reason string) { s.ban(k, reason, nil) }
+
+// Bans returns how often peers were banned, by reason.
+func (s *Swarm) Bans() map[string]uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.banCounts)
+}
+
+// ban is Ban; err has the details, if there are any.
+func (s *Swarm) ban(k PeerKey, reason string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	names := []string{string(k[:])}
@@ -37,7 +49,8 @@ func (s *Swarm) Ban(k PeerKey, reason string) {
 		b.last = min(max(firstBan, 2*b.last), maxBan)
 		b.until = now.Add(b.last)
 	}
-	s.log.Warn("peer banned", "peer", shortKey(k), "reason", reason, "for", s.bans[names[0]].last)
+	s.banCounts[reason]++
+	s.log.Warn("peer banned", "peer", shortKey(k), "reason", reason, "for", s.bans[names[0]].last, "err", err)
 }
 
 // makeRoom forgets bans that are over, and any one if there are too many.

@@ -158,6 +158,7 @@ type Swarm struct {
 	perAddress map[string]int
 	targets    map[string]*target // by address
 	bans       map[string]*ban    // by key or address
+	banCounts  map[string]uint64  // by reason
 	wake       chan struct{}      // a target was added
 	changed    chan struct{}      // closed when a peer can be told of
 }
@@ -200,6 +201,7 @@ func New(c Config) (*Swarm, error) {
 		perAddress: map[string]int{},
 		targets:    map[string]*target{},
 		bans:       map[string]*ban{},
+		banCounts:  map[string]uint64{},
 		wake:       make(chan struct{}, 1),
 		changed:    make(chan struct{}),
 	}
@@ -499,7 +501,7 @@ func (s *Swarm) run(ctx context.Context, c *conn, stream *secretstream.Conn) err
 		err = runErr
 	}
 	if reason := s.fault(err); reason != "" {
-		s.Ban(c.info.Key, reason)
+		s.ban(c.info.Key, reason, err)
 	}
 	s.log.Info("peer gone", "peer", shortKey(c.info.Key), "err", err)
 	return err
@@ -512,10 +514,13 @@ func (s *Swarm) fault(err error) string {
 	}
 	if e, ok := errors.AsType[*protomux.PanicError](err); ok {
 		s.log.Error("a peer's message made us panic", "err", e, "stack", string(e.Stack))
-		return e.Error() // it would do so again
+		return "a message made us panic" // it would do so again
 	}
-	if errors.Is(err, protomux.ErrProtocol) || errors.Is(err, protomux.ErrLimit) {
-		return err.Error()
+	if errors.Is(err, protomux.ErrProtocol) {
+		return "malformed frame"
+	}
+	if errors.Is(err, protomux.ErrLimit) {
+		return "over a limit of the connection"
 	}
 	return ""
 }

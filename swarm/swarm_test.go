@@ -290,6 +290,9 @@ func bubbleOf(t *testing.T, n int, config func(i int) swarm.Config, f func(m *me
 		}
 		synctest.Wait()
 		f(m, nodes)
+		for _, c := range m.theirs {
+			c.Close()
+		}
 		cancel()
 		wg.Wait()
 	})
@@ -333,6 +336,117 @@ func TestBan(t *testing.T) {
 			if d := time.Since(start); d < want || d > want+3*time.Minute {
 				t.Errorf("back after %v, want %v and a little", d, want)
 			}
+		}
+		if n := a.Bans()["test"]; n != 3 || len(a.Bans()) != 1 {
+			t.Errorf("bans counted: %v, want 3", a.Bans())
+		}
+	})
+}
+
+// served hands s a connection from addr and reports whether s kept it; silence is
+// the other end's part. Section 9: connections per address, in and out.
+func (m *memNet) served(s *swarm.Swarm, addr string) (kept bool) {
+	x, y := net.Pipe()
+	m.mu.Lock()
+	m.theirs = append(m.theirs, x)
+	m.mu.Unlock()
+	s.Serve(pipeConn{y, addr})
+	synctest.Wait()
+	x.SetReadDeadline(time.Now())
+	_, err := x.Read(make([]byte, 1))
+	return os.IsTimeout(err)
+}
+
+// SEC-21: eight connections come from one IPv4 address, or one IPv6 /56, and no
+// more; other addresses have their own eight, and the machine itself has no such cap.
+func TestPerAddress(t *testing.T) {
+	for _, c := range []struct {
+		first string // has a verb for the number of the connection
+		other string // is another address
+		cap   int
+	}{
+		{"10.1.1.1:%d", "10.1.1.2:1", 8},
+		{"[::ffff:10.1.1.1]:%d", "10.1.1.2:1", 8},
+		{"[2001:db8:0:aa%02x::1]:1", "[2001:db8:0:ab00::1]:1", 8},
+		{"127.0.0.1:%d", "10.1.1.2:1", 20},
+	} {
+		bubble(t, 1, func(int) []string { return nil }, func(m *memNet, nodes []*swarm.Swarm) {
+			kept := 0
+			for i := range 20 {
+				if m.served(nodes[0], fmt.Sprintf(c.first, i+1)) {
+					kept++
+				}
+			}
+			if kept != c.cap {
+				t.Errorf("%s: %d of 20 connections kept, want %d", c.first, kept, c.cap)
+			}
+			if !m.served(nodes[0], c.other) {
+				t.Errorf("%s: refused as well", c.other)
+			}
+			time.Sleep(11 * time.Second) // they said nothing
+			if !m.served(nodes[0], fmt.Sprintf(c.first, 1)) {
+				t.Errorf("%s: places are not given back", c.first)
+			}
+		})
+	}
+}
+
+// SEC-21: the caps of connections in and out hold, at the limit and one over.
+func TestConnectionCaps(t *testing.T) {
+	const caps = 3
+	hub := func(in bool) func(i int) swarm.Config {
+		return func(i int) (c swarm.Config) {
+			switch {
+			case i == 0 && in:
+				c.MaxIn = caps
+			case i == 0:
+				c.MaxOut = caps
+				for j := range caps + 2 {
+					c.Peers = append(c.Peers, address(j+1))
+				}
+			case in:
+				c.Peers = []string{address(0)}
+			}
+			return c
+		}
+	}
+	for _, in := range []bool{true, false} {
+		for _, others := range []int{caps, caps + 2} {
+			bubbleOf(t, 1+others, hub(in), func(m *memNet, nodes []*swarm.Swarm) {
+				time.Sleep(5 * time.Minute)
+				if n := len(nodes[0].Peers()); n != caps {
+					t.Errorf("in %v: %d of %d peers are connected, want %d", in, n, others, caps)
+				}
+			})
+		}
+	}
+}
+
+// SEC-22: an address is banned with the key that came from it.
+func TestBanOfAddress(t *testing.T) {
+	bubble(t, 2, func(i int) []string {
+		if i == 0 {
+			return nil
+		}
+		return []string{address(0)}
+	}, func(m *memNet, nodes []*swarm.Swarm) {
+		a, b := nodes[0], nodes[1]
+		for !a.Connected(b.Key()) {
+			time.Sleep(time.Second)
+		}
+		if !m.served(a, address(1)) {
+			t.Error("refused before the ban")
+		}
+		a.Ban(b.Key(), "test")
+		if m.served(a, address(1)) {
+			t.Error("another key from the banned address is let in")
+		}
+		if !m.served(a, address(7)) {
+			t.Error("another address is refused")
+		}
+		time.Sleep(time.Minute + time.Second)
+		if !m.served(a, address(1)) {
+			t.Error("refused after the ban")
 		}
 	})
 }

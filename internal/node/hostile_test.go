@@ -129,6 +129,10 @@ func TestLyingPeers(t *testing.T) {
 			if banned := len(n.swarm.Peers()) == 0; c.banned && !banned {
 				t.Error("the liar is still connected")
 			}
+			_, metrics, _ := n.get("/metrics")
+			if counted := bytes.Contains(metrics, []byte(`pkgswarm_peer_bans_total{reason="offered a file that does not match its digest"} 1`)); counted != c.banned {
+				t.Errorf("the metrics count a ban: %v, want %v", counted, c.banned)
+			}
 			n.fetchAll(t, u) // from disk: nothing else was stored
 			if files := n.artifacts.Stats().Files; files != 1 {
 				t.Errorf("%d files stored", files)

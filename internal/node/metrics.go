@@ -51,7 +51,7 @@ func newMetrics(n *Node) *metrics {
 			func() float64 { return float64(f(n.artifacts.Stats())) })
 	}
 	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		m.requests, m.latency, m.artifacts, m.bytes, m.failures, m.wrong, m.panics, newCatalogCollector(n),
+		m.requests, m.latency, m.artifacts, m.bytes, m.failures, m.wrong, m.panics, newCatalogCollector(n), banCollector{n},
 		gauge("pkgswarm_store_files", "Artifacts stored.", func(s artifact.Stats) int64 { return s.Files }),
 		gauge("pkgswarm_store_bytes", "Size of the artifacts stored.", func(s artifact.Stats) int64 { return s.Bytes }),
 		gauge("pkgswarm_store_free_bytes", "Free space of the store's disk.", func(s artifact.Stats) int64 { return s.Free }),
@@ -95,4 +95,17 @@ func (m *metrics) count(front string, next http.Handler) http.Handler {
 		}()
 		next.ServeHTTP(ww, r)
 	})
+}
+
+// A banCollector counts the bans of peers by reason, of which there are few (SEC-22).
+type banCollector struct{ n *Node }
+
+var bansTotal = prometheus.NewDesc("pkgswarm_peer_bans_total", "Peers banned for what they have sent.", []string{"reason"}, nil)
+
+func (banCollector) Describe(ch chan<- *prometheus.Desc) { ch <- bansTotal }
+
+func (c banCollector) Collect(ch chan<- prometheus.Metric) {
+	for reason, n := range c.n.swarm.Bans() {
+		ch <- prometheus.MustNewConstMetric(bansTotal, prometheus.CounterValue, float64(n), reason)
+	}
 }
