@@ -38,7 +38,7 @@ type bundleSource struct{ r *bundle.Reader }
 
 var _ node.Source = bundleSource{}
 
-func (bundleSource) AddOrigin(string) error          { return nil }
+func (bundleSource) AddNamed(string, string) error   { return nil }
 func (bundleSource) AddScope(s upstream.Scope) error { return nil }
 
 func (b bundleSource) via() upstream.Via {

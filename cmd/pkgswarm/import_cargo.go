@@ -234,7 +234,7 @@ func (f *cargoFlags) addIndex(ctx context.Context, s *streams, srcs *sources, fi
 		if err != nil {
 			return err
 		}
-		if err := files.downloadFrom(client, dl); err != nil {
+		if err := files.downloadFrom(client, dl, index); err != nil {
 			return err
 		}
 	}
@@ -312,9 +312,9 @@ func (c *crateFiles) download(ctx context.Context, v importer.Version) (io.ReadC
 	return c.client.Open(ctx, upstream.Request{URL: registry.ExpandDL(c.dl, v.Name, v.Version, fmt.Sprintf("%x", v.Digest.Sum)), Kind: upstream.Crate})
 }
 
-// downloadFrom has files fetched from where dl says.
-func (c *crateFiles) downloadFrom(client *upstream.Client, dl string) error {
-	if err := client.AddOrigin(strings.SplitN(dl, "{", 2)[0]); err != nil {
+// downloadFrom has files fetched from where dl, which index has named, says.
+func (c *crateFiles) downloadFrom(client *upstream.Client, dl, index string) error {
+	if err := client.AddNamed(strings.SplitN(dl, "{", 2)[0], index); err != nil {
 		return fmt.Errorf("dl of config.json: %w", err)
 	}
 	c.client, c.dl = client, dl
@@ -345,7 +345,7 @@ func (c *crateFiles) addDownload(srcs *sources, artifacts string) error {
 		if err != nil {
 			return err
 		}
-		return c.downloadFrom(client, dl)
+		return c.downloadFrom(client, dl, "file:///")
 	}
 	return nil
 }

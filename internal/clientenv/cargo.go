@@ -31,8 +31,12 @@ func isLocal(s string) bool {
 }
 
 // A Cargo is what the machine's cargo is set up to use, of which a node
-// follows the sources and the tokens. cargo's credential helpers are not run.
+// follows the sources and the tokens. Of cargo's credential providers it knows
+// cargo:token, which is files and the environment; no other is run.
 type Cargo struct {
+	Registry struct {
+		Providers []string `toml:"global-credential-providers"`
+	} `toml:"registry"`
 	Sources map[string]struct {
 		Replace  string `toml:"replace-with"`
 		Registry string `toml:"registry"`
@@ -40,6 +44,8 @@ type Cargo struct {
 	Registries map[string]struct {
 		Index string `toml:"index"`
 		Token string `toml:"token"`
+		// Provider is a string or a list of strings.
+		Provider any `toml:"credential-provider"`
 	} `toml:"registries"`
 }
 
@@ -77,6 +83,9 @@ func (c *Cargo) merge(other Cargo) {
 	if c.Sources == nil {
 		c.Sources = other.Sources
 	}
+	if c.Registry.Providers == nil {
+		c.Registry = other.Registry
+	}
 	if c.Registries == nil {
 		c.Registries = other.Registries
 		return
@@ -88,6 +97,9 @@ func (c *Cargo) merge(other Cargo) {
 		}
 		if o.Token != "" {
 			r.Token = o.Token
+		}
+		if o.Provider != nil {
+			r.Provider = o.Provider
 		}
 		c.Registries[name] = r
 	}
@@ -116,6 +128,27 @@ func (c Cargo) token(registry string) string {
 		return v
 	}
 	return c.Registries[registry].Token
+}
+
+// provider returns the first of cargo's credential providers for that registry that
+// is not cargo:token, without its arguments.
+func (c Cargo) provider(registry string) string {
+	list := c.Registry.Providers
+	switch p := c.Registries[registry].Provider.(type) {
+	case string:
+		list = []string{p}
+	case []any:
+		list = nil
+		if len(p) > 0 { // what follows is its arguments
+			list = []string{fmt.Sprint(p[0])}
+		}
+	}
+	for i := len(list) - 1; i >= 0; i-- { // later ones come first
+		if name, _, _ := strings.Cut(list[i], " "); name != "" && name != "cargo:token" {
+			return name
+		}
+	}
+	return ""
 }
 
 // Replacement returns the name and the index of the registry that the machine's
@@ -160,6 +193,9 @@ type CargoSource struct {
 	Index  string // URL, without sparse+
 	Scopes []upstream.Scope
 	Token  string // that opens it, for what asks with one; also among Scopes
+	// Provider is, if there is no token, the credential provider that cargo would
+	// run for one and a node does not; "" if there is none. It is a name, and no more.
+	Provider string
 }
 
 // Source returns the registry at configured, sparse+URL. A user name and password
@@ -184,6 +220,8 @@ func (c Cargo) Source(configured, registry string) (CargoSource, error) {
 	case token != "":
 		s.Token = token
 		s.Scopes = append(s.Scopes, upstream.Scope{URL: index, Authorization: token})
+	default:
+		s.Provider = c.provider(registry)
 	}
 	return s, nil
 }

@@ -27,6 +27,22 @@ func TestCargoIndex(t *testing.T) {
 }
 
 // TestCargoToken: cargo's own settings open the registry that they are for. SEC-33
+func TestCargoProvider(t *testing.T) {
+	home := t.TempDir()
+	t.Setenv("CARGO_HOME", home)
+	t.Setenv("CARGO_REGISTRIES_C_TOKEN", "c")
+	os.WriteFile(filepath.Join(home, "config.toml"), []byte("[registry]\nglobal-credential-providers = ['cargo:token', 'cargo:libsecret']\n"+
+		"[registries.a]\nindex = 'sparse+https://a.example/'\ncredential-provider = ['cargo:token-from-stdout', 'print', 'secret']\n"+
+		"[registries.b]\nindex = 'sparse+https://b.example/'\ncredential-provider = 'cargo:token'\n"+
+		"[registries.c]\nindex = 'sparse+https://c.example/'\n[registries.d]\nindex = 'sparse+https://d.example/'\n"), 0o600)
+	for name, want := range map[string]string{"a": "cargo:token-from-stdout", "b": "", "c": "", "d": "cargo:libsecret"} {
+		s, err := ReadCargo().Source("sparse+https://"+name+".example/", "")
+		if err != nil || s.Provider != want {
+			t.Errorf("%s: provider %q, %v, want %q", name, s.Provider, err, want)
+		}
+	}
+}
+
 func TestCargoToken(t *testing.T) {
 	home := t.TempDir()
 	t.Setenv("CARGO_HOME", home)

@@ -133,6 +133,10 @@ func (n *Node) mirrorCargo(flag string, c crates.Config, s clientenv.CargoSource
 		c.Upstream = client
 		n.upstreamNames = append(n.upstreamNames, s.Index)
 	}
+	if s.Provider != "" {
+		n.log.Warn("no token for a registry: cargo's credential provider is not run by a node, which takes tokens from credentials.toml and CARGO_REGISTRIES_NAME_TOKEN",
+			"registry", s.Index, "provider", s.Provider)
+	}
 	mirror := crates.New(c)
 	if c.Upstream != nil {
 		n.mirrors = append(n.mirrors, mirror)

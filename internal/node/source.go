@@ -17,6 +17,6 @@ const SourceURL = "http://source.invalid/"
 type Source interface {
 	Get(ctx context.Context, r upstream.Request) (*upstream.Answer, error)
 	Open(ctx context.Context, r upstream.Request) (*upstream.Stream, error)
-	AddOrigin(rawURL string) error
+	AddNamed(rawURL, by string) error
 	AddScope(s upstream.Scope) error
 }

@@ -80,7 +80,7 @@ func (u *fakeUpstream) AddScope(s upstream.Scope) error {
 	u.scopes = append(u.scopes, s)
 	return nil
 }
-func (u *fakeUpstream) AddOrigin(url string) error { u.origins = append(u.origins, url); return nil }
+func (u *fakeUpstream) AddNamed(url, _ string) error { u.origins = append(u.origins, url); return nil }
 
 func (u *fakeUpstream) count(path string) int {
 	u.mu.Lock()
@@ -441,17 +441,17 @@ func FuzzDecodeFile(f *testing.F) { // SEC-8
 	})
 }
 
-// TestToken: where downloads want a token, it goes to the part of the index's own
-// host that has them, and to no other host. SEC-33
+// TestToken: where the index says that downloads want a token, it goes to where the
+// index says that they are, as cargo sends it, and nowhere else. SEC-33
 func TestToken(t *testing.T) {
 	for config, want := range map[string]string{
 		`{"dl":"https://index.example/dl/{crate}/{version}.crate","auth-required":true}`: "https://index.example/dl",
 		`{"dl":"https://index.example/api/v1/crates","auth-required":true}`:              "https://index.example/api/v1/crates",
 		`{"dl":"https://index.example/dl/c-{crate}/{version}","auth-required":true}`:     "https://index.example/dl",
 		`{"dl":"https://index.example/api/v1/crates"}`:                                   "",
-		`{"dl":"https://cdn.example/crates","auth-required":true}`:                       "",
-		`{"dl":"http://index.example/crates","auth-required":true}`:                      "",
-		`{"dl":"https://index.example:444/crates","auth-required":true}`:                 "",
+		`{"dl":"https://cdn.example/crates"}`:                                            "",
+		`{"dl":"https://cdn.example/crates","auth-required":true}`:                       "https://cdn.example/crates",
+		`{"dl":"https://index.example:444/x/{prefix}/{crate}","auth-required":true}`:     "https://index.example:444/x",
 	} {
 		u := &fakeUpstream{}
 		s := New(Config{Index: base, Upstream: u, Token: "secret"})

@@ -88,7 +88,7 @@ var ErrPrivate = errors.New("private name")
 type Upstream interface {
 	Get(ctx context.Context, r upstream.Request) (*upstream.Answer, error)
 	Open(ctx context.Context, r upstream.Request) (*upstream.Stream, error)
-	AddOrigin(rawURL string) error
+	AddNamed(rawURL, by string) error
 	AddScope(s upstream.Scope) error
 }
 

@@ -163,20 +163,20 @@ func (s *Crates) parseConfig(b []byte) (string, error) {
 		return "", fmt.Errorf("%w: config.json: dl is %.200q", upstream.ErrBadAnswer, c.DL)
 	}
 	// The index is configured, and says where its crates are (SEC-30).
-	if err := s.c.Upstream.AddOrigin(u.Scheme + "://" + u.Host); err != nil {
+	if err := s.c.Upstream.AddNamed(u.Scheme+"://"+u.Host, s.index); err != nil {
 		return "", fmt.Errorf("%w: config.json: dl: %w", upstream.ErrBadAnswer, err)
 	}
 	if c.Auth {
-		s.authorize(c.DL, u)
+		s.authorize(c.DL)
 	}
 	return c.DL, nil
 }
 
-// authorize lets the token be sent to the downloads, which are at u and its like.
-// It does not leave the index's host, to which it was given (SEC-33).
-func (s *Crates) authorize(dl string, u *url.URL) {
-	index, err := url.Parse(s.index)
-	if s.c.Token == "" || err != nil || index.Scheme != u.Scheme || index.Host != u.Host {
+// authorize lets the token be sent to the downloads, which are at dl, on whatever
+// host: as cargo does it, the index that the token was given for says who gets it.
+// It is not sent over plain http, nor any further by a redirect (SEC-33).
+func (s *Crates) authorize(dl string) {
+	if s.c.Token == "" {
 		return
 	}
 	if marker := strings.IndexByte(dl, '{'); marker >= 0 {

@@ -169,8 +169,31 @@ func (c *Client) AddScope(s Scope) error {
 	return nil
 }
 
-// AddOrigin adds an upstream that may be asked and redirected to, such as the
-// download host that a configured index names. See Config.Origins.
+// AddNamed adds an upstream that the configured one at by names, such as the host
+// that its downloads are on. It may not lead the node to where only the operator of
+// this machine may: to files, loopback or link-local addresses, and, if by is a
+// public registry, private ones, unless by is there as well (SEC-30).
+func (c *Client) AddNamed(rawURL, by string) error {
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		return fmt.Errorf("upstream: %w", errBadURL)
+	}
+	from, err := url.Parse(by)
+	if err != nil {
+		return fmt.Errorf("upstream: %w", errBadURL)
+	}
+	public := c.mustBePublic(from.Hostname())
+	switch near := nearness(u); {
+	case near >= linkLocal && near > nearness(from), near == private && public:
+		return fmt.Errorf("upstream %s: named by %s, which is not there itself", u.Redacted(), from.Redacted())
+	case public:
+		return c.addPublic(rawURL)
+	}
+	return c.AddOrigin(rawURL)
+}
+
+// AddOrigin adds an upstream that may be asked and redirected to. See
+// Config.Origins.
 func (c *Client) AddOrigin(rawURL string) error {
 	u, err := url.Parse(rawURL)
 	if err != nil {

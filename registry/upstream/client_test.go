@@ -202,6 +202,45 @@ func TestMayConnect(t *testing.T) {
 	}
 }
 
+// SEC-30: a configured upstream that names another does not lead the node to where
+// it is not itself.
+func TestAddNamed(t *testing.T) {
+	const corp, public, local, near = "https://corp.example/index/", "https://registry.example/", "http://127.0.0.1:80/", "http://169.254.1.1/"
+	for _, tt := range []struct {
+		url, by string
+		want    bool
+	}{
+		{"https://dl.example", public, true},
+		{"https://10.1.2.3", public, false},
+		{"https://100.64.1.1", public, false},
+		{"https://10.1.2.3", corp, true},
+		{"https://127.0.0.1", corp, false},
+		{"http://[::ffff:127.0.0.1]:7070", corp, false},
+		{"http://[::1]", corp, false},
+		{"http://0.0.0.0", corp, false},
+		{"http://localhost:7070", corp, false},
+		{"http://a.LOCALHOST.", corp, false},
+		{"http://169.254.169.254", corp, false},
+		{"http://[fe80::1%25eth0]", corp, false},
+		{"http://224.0.0.1", corp, false},
+		{"file:///etc", corp, false},
+		{"http://127.0.0.1:90", local, true},
+		{"http://169.254.169.254", local, true},
+		{"http://169.254.169.254", near, true},
+		{"http://127.0.0.1", near, false},
+		{"gopher://dl.example", corp, false},
+		{"https://u:p@dl.example", corp, false},
+	} {
+		c := newClientFor(t, Config{Origins: []string{corp, local, near}, PublicOrigins: []string{public}})
+		if err := c.AddNamed(tt.url, tt.by); (err == nil) != tt.want {
+			t.Errorf("%s named by %s: %v, want ok %v", tt.url, tt.by, err, tt.want)
+		}
+		if tt.by == public && tt.want && c.mayConnect("dl.example", "10.1.2.3:443") {
+			t.Errorf("%s, named by a public registry, may be at a private address", tt.url)
+		}
+	}
+}
+
 // SEC-33: credentials go to exactly the URL they are configured for.
 func TestCredentials(t *testing.T) {
 	scopes := []Scope{

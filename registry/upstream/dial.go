@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -63,6 +65,36 @@ func (c *Client) mayConnect(host, address string) bool {
 		return !c.mustBePublic(host)
 	}
 	return ip.IsGlobalUnicast()
+}
+
+// How near a URL leads.
+const (
+	anywhere = iota
+	private
+	linkLocal
+	thisMachine
+)
+
+// nearness returns how near u leads by what it says; what a name resolves to is for
+// mayConnect.
+func nearness(u *url.URL) int {
+	host := strings.ToLower(strings.TrimSuffix(u.Hostname(), "."))
+	if u.Scheme == "file" || host == "localhost" || strings.HasSuffix(host, ".localhost") {
+		return thisMachine
+	}
+	ip, err := netip.ParseAddr(host)
+	ip = ip.Unmap().WithZone("")
+	switch {
+	case err != nil:
+		return anywhere
+	case ip.IsLoopback(), ip.IsUnspecified():
+		return thisMachine
+	case ip.IsPrivate(), carrierGrade.Contains(ip):
+		return private
+	case !ip.IsGlobalUnicast():
+		return linkLocal
+	}
+	return anywhere
 }
 
 var carrierGrade = netip.MustParsePrefix("100.64.0.0/10")
