@@ -25,7 +25,7 @@ func status(err error) int {
 	switch {
 	case isAbsent(err):
 		return http.StatusNotFound
-	case withdrawn, blocked, errors.Is(err, crates.ErrPrivate):
+	case withdrawn, blocked, errors.Is(err, crates.ErrPrivate), errors.Is(err, crates.ErrDisputed):
 		return http.StatusForbidden
 	case wrong, errors.Is(err, upstream.ErrBadAnswer):
 		return http.StatusBadGateway

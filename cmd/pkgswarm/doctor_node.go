@@ -126,7 +126,7 @@ func (d *doctor) examineRegistry(r node.RegistryStatus) {
 	case r.Length == 0:
 		d.bad("registry", "name a peer that has it with --peer", "catalog %s has not been read yet", r.Key)
 	case r.Stale:
-		d.bad("registry", "ask its operator; meanwhile the upstream is asked what is new", "catalog %s was last vouched for at %s", r.Key, r.Time)
+		d.bad("registry", "ask its operator; until then the upstream is asked what is new, unless --offline keeps it from that", "catalog %s was last vouched for at %s", r.Key, r.Time)
 	case r.Error != "":
 		d.bad("registry", "ask its operator; what was accepted before is used meanwhile", "%s", registryLine(r))
 	default:

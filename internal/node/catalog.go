@@ -2,10 +2,13 @@ package node
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"time"
 
 	"github.com/pkgswarm/pkgswarm/registry"
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
+	"github.com/pkgswarm/pkgswarm/registry/crates"
 	"github.com/pkgswarm/pkgswarm/registry/pkglog"
 	"github.com/pkgswarm/pkgswarm/registry/signed"
 )
@@ -21,7 +24,11 @@ func (s signedCrates) CrateIndex(ctx context.Context, name string) ([]byte, bool
 	if a, err := s.Package(ctx, h); err == nil {
 		s.n.withdrawRemoved(h, a.State)
 	}
-	return s.Registry.CrateIndex(ctx, name)
+	body, stale, err := s.Registry.CrateIndex(ctx, name)
+	if _, ok := errors.AsType[*signed.DisagreementError](err); ok {
+		err = fmt.Errorf("%w: %w", crates.ErrDisputed, err)
+	}
+	return body, stale, err
 }
 
 // refreshed is told of a package that has changed in a catalog: clients see it at

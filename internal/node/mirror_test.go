@@ -25,9 +25,13 @@ type operatorNode struct {
 }
 
 func startOperator(t *testing.T, u *cargoRegistry) *operatorNode {
+	return startOperatorOf(t, u, catalog.Seed{5})
+}
+
+func startOperatorOf(t *testing.T, u *cargoRegistry, seed catalog.Seed) *operatorNode {
 	t.Helper()
 	o := &operatorNode{testNode: start(t, config(t, u, t.TempDir())), states: map[string]*pkglog.State{}}
-	o.keys = catalog.NewOperator(catalog.Seed{5})
+	o.keys = catalog.NewOperator(seed)
 	m, pairs := o.keys.Catalog()
 	c, err := o.cores.Create(m, pairs...)
 	if err != nil {

@@ -489,6 +489,33 @@ func TestPrivateNames(t *testing.T) {
 	}
 }
 
+// A split registry has operators who disagree.
+type split struct{}
+
+func (split) CrateIndex(context.Context, string) ([]byte, bool, error) {
+	return nil, false, fmt.Errorf("%w: operators disagree", ErrDisputed)
+}
+
+// TestDisagreement: what operators disagree on is not for an upstream to settle.
+// SEC-18
+func TestDisagreement(t *testing.T) {
+	u := &fakeUpstream{files: map[string]string{"3/a/abc": indexLine("abc", "1.0.0", "x")}}
+	s := newCrates(t, u, t.TempDir())
+	s.c.Signed = split{}
+	abc, err := registry.ParseCrate("abc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, indexErr := s.Index(t.Context(), abc)
+	_, crateErr := s.Digests(t.Context(), abc, "1.0.0")
+	if !errors.Is(indexErr, ErrDisputed) || !errors.Is(crateErr, ErrDisputed) {
+		t.Errorf("index: %v; crate: %v", indexErr, crateErr)
+	}
+	if n := u.count("3/a/abc"); n != 0 {
+		t.Errorf("the upstream was asked %d times", n)
+	}
+}
+
 // A mute catalog does not answer.
 type mute struct{}
 

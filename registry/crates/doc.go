@@ -84,6 +84,10 @@ var ErrNoVersion = fmt.Errorf("%w: no such version", upstream.ErrNotFound)
 // ErrPrivate says that a name is not to be asked of this registry.
 var ErrPrivate = errors.New("private name")
 
+// ErrDisputed says that operators of whom several must agree do not: nothing else is
+// asked to settle it. SEC-18
+var ErrDisputed = errors.New("refused")
+
 // An Upstream asks the upstream registry; an [upstream.Client] is one.
 type Upstream interface {
 	Get(ctx context.Context, r upstream.Request) (*upstream.Answer, error)
@@ -95,7 +99,8 @@ type Upstream interface {
 // Signed has what operators have signed; a the catalogs' registry does.
 type Signed interface {
 	// CrateIndex returns the index file of a crate, whose name is in lower case, and
-	// whether it may be out of date. An error says nothing about the crate.
+	// whether it may be out of date. An error says nothing about the crate but where
+	// it matches ErrDisputed.
 	CrateIndex(ctx context.Context, name string) (body []byte, stale bool, err error)
 }
 
@@ -264,8 +269,8 @@ func (s *Crates) file(ctx context.Context, name registry.CrateName) (*File, erro
 		return s.unsigned(ctx, name)
 	}
 	f, err := s.signed(ctx, name)
-	if err == nil && !f.Stale {
-		return f, nil
+	if err == nil && !f.Stale || errors.Is(err, ErrDisputed) {
+		return f, err
 	}
 	u, err := s.unsigned(ctx, name)
 	if err != nil && f != nil && !errors.Is(err, upstream.ErrNotFound) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -63,6 +64,8 @@ func (r *Registry) agreed(ctx context.Context, h pkglog.Header) (*Answer, error)
 		}
 	}
 	a := *answers[0]
+	a.Stale = r.fewFresh(answers)
+	r.report(refused)
 	if len(refused) == 0 {
 		return &a, nil
 	}
@@ -72,6 +75,42 @@ func (r *Registry) agreed(ctx context.Context, h pkglog.Header) (*Answer, error)
 	}
 	a.Refused = refused
 	return &a, nil
+}
+
+// fewFresh reports whether too few of the operators that answered have been heard
+// of lately to agree on what is new.
+func (r *Registry) fewFresh(answers []*Answer) bool {
+	fresh := 0
+	for _, a := range answers {
+		if !a.Stale {
+			fresh++
+		}
+	}
+	return fresh < r.c.Agree
+}
+
+// report logs each disagreement once, with who said what.
+func (r *Registry) report(refused map[string]error) {
+	for _, err := range refused {
+		d, ok := errors.AsType[*DisagreementError](err)
+		if !ok {
+			continue // an operator that lags behind
+		}
+		if known, _ := r.reported.ContainsOrAdd(d.Error(), struct{}{}); !known {
+			r.c.Logger.Error("version refused", "err", d)
+		}
+	}
+}
+
+// disagreement returns what operators disagree on of a package, nil if nothing.
+func (a *Answer) disagreement() error {
+	var all []error
+	for _, v := range slices.Sorted(maps.Keys(a.Refused)) {
+		if d, ok := errors.AsType[*DisagreementError](a.Refused[v]); ok {
+			all = append(all, d)
+		}
+	}
+	return errors.Join(all...)
 }
 
 func (r *Registry) askAll(ctx context.Context, h pkglog.Header) (answers []*Answer, errs []error) {

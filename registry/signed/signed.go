@@ -92,6 +92,7 @@ type Config struct {
 
 const (
 	maxStates   = 4096             // folded logs kept in memory
+	maxReported = 1024             // disagreements that are not logged again
 	pollEvery   = 30 * time.Second // between questions for a longer catalog
 	logDeadline = 20 * time.Second // for one package log from peers
 
@@ -110,6 +111,7 @@ type Registry struct {
 	c         Config
 	followers []*follower
 	states    *lru.Cache[stateKey, *pkglog.State]
+	reported  *lru.Cache[string, struct{}]
 	flight    singleflight.Group
 
 	headDeadline time.Duration // the constant but in tests
@@ -128,15 +130,22 @@ func New(c Config) *Registry {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	c.Agree = max(c.Agree, 1)
-	states, err := lru.New[stateKey, *pkglog.State](maxStates)
-	if err != nil {
-		panic("signed: " + err.Error()) // the size is positive
+	r := &Registry{
+		c: c, headDeadline: headDeadline,
+		states: newCache[stateKey, *pkglog.State](maxStates), reported: newCache[string, struct{}](maxReported),
 	}
-	r := &Registry{c: c, states: states, headDeadline: headDeadline}
 	for _, k := range c.Keys {
 		r.followers = append(r.followers, newFollower(r, k))
 	}
 	return r
+}
+
+func newCache[K comparable, V any](size int) *lru.Cache[K, V] {
+	c, err := lru.New[K, V](size)
+	if err != nil {
+		panic("signed: " + err.Error()) // the size is positive
+	}
+	return c
 }
 
 // Run follows the catalogs until ctx ends. It returns after everything that it

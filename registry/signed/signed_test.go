@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
@@ -738,6 +739,44 @@ func TestAgree(t *testing.T) {
 			})
 		}
 	}
+	t.Run("on nothing", func(t *testing.T) {
+		a, b := newOperator(t, 1), newOperator(t, 2)
+		a.publish("serde", v2)
+		b.publish("serde", lie)
+		c := newClient(t, t.TempDir(), 2, []core.Key{a.w.Key(), b.w.Key()}, a.store, b.store)
+		var said bytes.Buffer
+		c.c.Logger = slog.New(slog.NewTextHandler(&said, nil))
+		c.turn()
+		for range 2 {
+			_, _, err := c.CrateIndex(t.Context(), "serde")
+			if !errors.Is(err, ErrOperator) || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), b.w.Key().Short()+" says ffff") {
+				t.Errorf("error %v", err)
+			}
+		}
+		if n := strings.Count(said.String(), "operators disagree on cargo/serde@1.0.1"); n != 1 {
+			t.Errorf("said %d times:\n%s", n, &said)
+		}
+	})
+	t.Run("stale", func(t *testing.T) { // SEC-11
+		for _, agree := range []int{2, 3} {
+			var keys []core.Key
+			var peers []*core.Store
+			for i := range 3 {
+				o, at := newOperator(t, byte(10+i)), time.Now()
+				if i == 1 {
+					at = at.Add(-2 * time.Hour)
+				}
+				o.flush(at, catalog.Change{Key: "cargo/serde", Entry: o.append(crate("serde"), crate("serde"), v1)})
+				keys, peers = append(keys, o.w.Key()), append(peers, o.store)
+			}
+			c := newClient(t, t.TempDir(), agree, keys, peers...)
+			c.turn()
+			_, stale, err := c.CrateIndex(t.Context(), "serde")
+			if want := agree == 3; err != nil || stale != want || c.Fresh() == want {
+				t.Errorf("%d of 3 must agree, one is stale: %v, %v, fresh %v", agree, stale, err, c.Fresh())
+			}
+		}
+	})
 	t.Run("too few", func(t *testing.T) {
 		a, b := newOperator(t, 1), newOperator(t, 2)
 		a.publish("serde", v1)
