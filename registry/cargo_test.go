@@ -113,6 +113,30 @@ func TestParseCargoIndexRefuses(t *testing.T) { // SEC-7, SEC-44
 	}
 }
 
+// SEC-7, SEC-44: lines at the limits, and one over.
+func TestCargoLineLimits(t *testing.T) {
+	nested := func(n int) string { return line(`,"x":` + strings.Repeat("[", n) + strings.Repeat("]", n)) }
+	long := func(n int) string { return line(`,"x":"` + strings.Repeat("x", n-len(line(`,"x":""`))) + `"`) }
+	for name, tt := range map[string]struct {
+		line string
+		want bool
+	}{
+		"nesting 64": {nested(maxNesting - 1), true}, // the line is an object itself
+		"nesting 65": {nested(maxNesting), false},
+		"1 MiB":      {long(maxLine), true},
+		"1 MiB + 1":  {long(maxLine + 1), false},
+	} {
+		if _, err := ParseCargoLine("foo", []byte(tt.line)); (err == nil) != tt.want {
+			t.Errorf("%s: %v, want ok %v", name, err, tt.want)
+		}
+	}
+	// Old crates have a version twice, with two digests: both lines are used as written.
+	twice := line("") + "\n" + strings.Replace(line(""), sum, strings.Repeat("0f", 32), 1) + "\n"
+	if lines, err := ParseCargoIndex("foo", []byte(twice)); err != nil || len(lines) != 2 || lines[0].Cksum == lines[1].Cksum {
+		t.Errorf("a version twice: %+v, %v", lines, err)
+	}
+}
+
 func FuzzParseCargoLine(f *testing.F) { // SEC-8
 	f.Add([]byte(line("")))
 	f.Add([]byte(line(`,"deps":[{"name":"a"}],"yanked":true`)))

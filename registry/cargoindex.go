@@ -246,12 +246,11 @@ func (s *scanner) bool() (bool, error) {
 	return v, s.skip(0)
 }
 
-// skip reads a value of any kind, at that depth of nesting.
+// skip reads a value of any kind, which is in that many objects and arrays.
 func (s *scanner) skip(depth int) error {
-	if depth > maxNesting {
-		return s.errorf("nested more than %d deep", maxNesting)
-	}
 	switch c := s.peek(); {
+	case (c == '{' || c == '[') && depth >= maxNesting:
+		return s.errorf("nested more than %d deep", maxNesting)
 	case c == '"':
 		_, _, err := s.raw()
 		return err

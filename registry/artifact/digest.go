@@ -16,6 +16,7 @@ import (
 // Limits on a module zip, those of golang.org/x/mod/zip.
 const (
 	MaxZip        = 500 << 20 // bytes, packed and expanded
+	maxSpecial    = 16 << 20  // bytes of go.mod and LICENSE at the module's root
 	maxZipEntries = 200_000   // cheap to list, far above any real module
 )
 
@@ -118,6 +119,10 @@ func HashZip(r io.ReaderAt, size int64) (Digest, error) {
 		if files[f.Name] != nil {
 			return Digest{}, fmt.Errorf("zip has two entries %.200q", f.Name)
 		}
+		// What is read is no more than what the entry says.
+		if f.UncompressedSize64 > maxSpecial && isSpecial(f.Name) {
+			return Digest{}, fmt.Errorf("zip has %.200q with %d bytes, more than %d", f.Name, f.UncompressedSize64, int64(maxSpecial))
+		}
 		files[f.Name] = f
 		names = append(names, f.Name)
 	}
@@ -133,6 +138,14 @@ func HashZip(r io.ReaderAt, size int64) (Digest, error) {
 		return Digest{}, err
 	}
 	return ParseH1(sum)
+}
+
+// isSpecial reports whether a zip's entry is the go.mod or the LICENSE of its module:
+// PATH@VERSION/go.mod.
+func isSpecial(name string) bool {
+	_, name, _ = strings.Cut(name, "@")
+	_, name, _ = strings.Cut(name, "/")
+	return name == "go.mod" || name == "LICENSE"
 }
 
 var errTooBig = errors.New("zip expands to more than 500 MiB")

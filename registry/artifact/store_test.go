@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -272,17 +273,60 @@ func TestH1KeepsFirstZip(t *testing.T) {
 	}
 }
 
-func TestHashZipBounds(t *testing.T) { // SEC-43
-	var buf bytes.Buffer
-	z := zip.NewWriter(&buf)
-	w, _ := z.Create("bomb")
-	zeros := make([]byte, 1<<20)
-	for range 600 {
-		w.Write(zeros)
+// TestHashZipBounds: at the limits of x/mod, and over. SEC-43
+func TestHashZipBounds(t *testing.T) {
+	pack := func(sizes map[string]int) []byte {
+		var buf bytes.Buffer
+		z := zip.NewWriter(&buf)
+		zeros := make([]byte, 1<<20)
+		for name, size := range sizes {
+			w, _ := z.Create(name)
+			for ; size > 0; size -= len(zeros) {
+				w.Write(zeros[:min(size, len(zeros))])
+			}
+		}
+		z.Close()
+		return buf.Bytes()
 	}
+	const m = "example.com/m@v1.0.0/"
+	for name, tt := range map[string]struct {
+		sizes map[string]int
+		want  bool
+		slow  bool
+	}{
+		"500 MiB":            {map[string]int{m + "a": 400 << 20, m + "b": 100 << 20}, true, true},
+		"500 MiB + 1":        {map[string]int{m + "a": 400 << 20, m + "b": 100<<20 + 1}, false, true},
+		"600 MiB":            {map[string]int{m + "bomb": 600 << 20}, false, false},
+		"go.mod 16 MiB":      {map[string]int{m + "go.mod": maxSpecial}, true, false},
+		"go.mod 16 MiB + 1":  {map[string]int{m + "go.mod": maxSpecial + 1}, false, false},
+		"LICENSE 16 MiB + 1": {map[string]int{m + "LICENSE": maxSpecial + 1}, false, false},
+		"other LICENSE":      {map[string]int{m + "a/LICENSE": maxSpecial + 1}, true, false},
+	} {
+		if tt.slow && testing.Short() {
+			continue
+		}
+		b := pack(tt.sizes)
+		if _, err := HashZip(bytes.NewReader(b), int64(len(b))); (err == nil) != tt.want {
+			t.Errorf("%s: %v, want ok %v", name, err, tt.want)
+		}
+	}
+	// A directory that says less than there is.
+	b := pack(map[string]int{m + "go.mod": maxSpecial + 1})
+	real := binary.LittleEndian.AppendUint32(nil, maxSpecial+1)
+	b = bytes.ReplaceAll(b, real, binary.LittleEndian.AppendUint32(nil, 100))
+	if _, err := HashZip(bytes.NewReader(b), int64(len(b))); err == nil {
+		t.Error("an entry larger than it says was taken")
+	}
+	if _, err := HashZip(bytes.NewReader(nil), MaxZip+1); err == nil || !strings.Contains(err.Error(), "more than") {
+		t.Errorf("a zip of 500 MiB + 1: %v", err)
+	}
+	var twice bytes.Buffer
+	z := zip.NewWriter(&twice)
+	z.Create(m + "a")
+	z.Create(m + "a")
 	z.Close()
-	if _, err := HashZip(bytes.NewReader(buf.Bytes()), int64(buf.Len())); !errors.Is(err, errTooBig) {
-		t.Errorf("HashZip of a 600 MiB expansion = %v, want %v", err, errTooBig)
+	if _, err := HashZip(bytes.NewReader(twice.Bytes()), int64(twice.Len())); err == nil {
+		t.Error("an entry that is there twice was taken")
 	}
 }
 

@@ -155,9 +155,9 @@ func TestRedirects(t *testing.T) {
 		t.Errorf("the other server was asked %d times", n)
 	}
 	c := newClient(t, url)
-	hops = maxRedirects - 1
+	hops = maxRedirects
 	if a, err := c.Get(t.Context(), Request{URL: url + "/hop", Kind: text}); err != nil || string(a.Body) != "right" {
-		t.Errorf("%d redirects: %+v, %v", maxRedirects-1, a, err)
+		t.Errorf("%d redirects: %+v, %v", maxRedirects, a, err)
 	}
 	hops = maxRedirects + 1
 	if _, err := c.Get(t.Context(), Request{URL: url + "/hop?", Kind: text}); !errors.Is(err, ErrRefused) {
@@ -403,6 +403,91 @@ func TestBadFraming(t *testing.T) {
 			}
 		})
 	}
+}
+
+// SEC-31: what an answer may have around its body, at the limit and one over.
+func TestAnswerLimits(t *testing.T) {
+	interim := func(n int) string {
+		return strings.Repeat("HTTP/1.1 103 Early Hints\r\n\r\n", n) + ok + "Content-Length: 1\r\n\r\na"
+	}
+	headers := func(n int) string {
+		h := ok + "Content-Length: 1\r\nX-A: "
+		return h + strings.Repeat("y", n-len(h)-4) + "\r\n\r\na"
+	}
+	body := func(n int) string {
+		return ok + fmt.Sprintf("Content-Length: %d\r\n\r\n", n) + strings.Repeat("x", n)
+	}
+	packed := func(n int) string {
+		var b bytes.Buffer
+		z := gzip.NewWriter(&b)
+		z.Write(bytes.Repeat([]byte("x"), n))
+		z.Close()
+		return ok + fmt.Sprintf("Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s", b.Len(), b.Bytes())
+	}
+	for name, tt := range map[string]struct {
+		raw  string
+		want bool
+	}{
+		"10 interim":        {interim(maxInterim), true},
+		"11 interim":        {interim(maxInterim + 1), false},
+		"64 KiB of headers": {headers(maxHeaderBytes), true},
+		"65 KiB of headers": {headers(maxHeaderBytes + 1<<10), false},
+		"body":              {body(int(text.MaxExpanded)), true},
+		"body + 1":          {body(int(text.MaxExpanded) + 1), false},
+		"packed body":       {packed(int(text.MaxExpanded)), true},
+		"packed body + 1":   {packed(int(text.MaxExpanded) + 1), false},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			c := pipeClient(t, func(conn net.Conn, r *http.Request) {
+				io.WriteString(conn, tt.raw)
+				conn.Close()
+			})
+			defer c.Close()
+			_, err := c.Get(t.Context(), Request{URL: "http://up.example/x", Kind: text})
+			if (err == nil) != tt.want || err != nil && !errors.Is(err, ErrBadAnswer) {
+				t.Errorf("%s: %v, want ok %v", name, err, tt.want)
+			}
+		})
+	}
+}
+
+// Section 9 of the requirements: what each kind of file may have.
+func TestKinds(t *testing.T) {
+	for _, tt := range []struct {
+		k    Kind
+		most int64
+	}{
+		{IndexFile, 32 << 20}, {ModuleList, 32 << 20}, {Crate, 64 << 20}, {ModuleFile, 16 << 20}, {ModuleZip, 500 << 20},
+	} {
+		if tt.k.MaxExpanded != tt.most || tt.k.maxPacked() > tt.most {
+			t.Errorf("%s: %d bytes, %d packed, want %d", tt.k.Name, tt.k.MaxExpanded, tt.k.maxPacked(), tt.most)
+		}
+	}
+}
+
+// SEC-35: failures are remembered in bounded number, the latest ones.
+func TestFailuresBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		c := pipeClient(t, func(conn net.Conn, r *http.Request) {
+			asked++
+			io.WriteString(conn, "HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n")
+		})
+		defer c.Close()
+		get := func(i int) { c.Get(t.Context(), Request{URL: fmt.Sprintf("http://up.example/%d", i), Kind: text}) }
+		for i := range maxRemembered + 1 {
+			get(i)
+		}
+		asked = 0
+		for _, i := range []int{maxRemembered, maxRemembered / 2, 1} {
+			if get(i); asked != 0 {
+				t.Errorf("absence %d of %d is not remembered", i, maxRemembered+1)
+			}
+		}
+		if get(0); asked != 1 {
+			t.Errorf("more than %d absences are remembered", maxRemembered)
+		}
+	})
 }
 
 // TestLengthWithChunked shows that chunks win over a length, as RFC 9112 says.
