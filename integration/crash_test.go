@@ -38,7 +38,31 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	for _, dir := range sharedDirs {
+		if err := os.RemoveAll(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+var (
+	sharedMu   sync.Mutex
+	sharedDirs []string // made by sharedDir
+)
+
+// sharedDir returns a new directory for what several tests use. It is removed after
+// the last one.
+func sharedDir() (string, error) {
+	dir, err := os.MkdirTemp("", "pkgswarm-test-")
+	sharedMu.Lock()
+	defer sharedMu.Unlock()
+	if err == nil {
+		sharedDirs = append(sharedDirs, dir)
+	}
+	return dir, err
 }
 
 // runChild runs a node until its standard input ends.

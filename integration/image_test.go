@@ -98,7 +98,7 @@ var built struct {
 func buildImage(t testing.TB) *image {
 	t.Helper()
 	built.Do(func() {
-		dir, err := os.MkdirTemp("", "pkgswarm-image-")
+		dir, err := sharedDir()
 		if err != nil {
 			t.Fatal(err)
 		}

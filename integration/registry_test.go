@@ -40,7 +40,7 @@ var program struct {
 func buildProgram(t testing.TB) string {
 	t.Helper()
 	program.Do(func() {
-		dir, err := os.MkdirTemp("", "pkgswarm-test-")
+		dir, err := sharedDir()
 		if err != nil {
 			program.err = err
 			return
