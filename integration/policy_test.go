@@ -67,6 +67,18 @@ func TestPolicyCargo(t *testing.T) {
 	if err == nil || !strings.Contains(out, `refused by this mirror's policy: it matches the blocked pattern "evil"`) {
 		t.Errorf("a blocked crate: %v\n%s", err, out)
 	}
+	// cargo does not ask for a version that a lock file names and the index lacks: it
+	// only says that there is none. why has the reason. REL-17
+	direct = user(up.Index(), manifest(`lib = "1"`))
+	direct.run("generate-lockfile")
+	out, err = user(url, manifest(`lib = "1"`), locked(direct.lock())).try("fetch", "--locked")
+	if err == nil || !strings.Contains(out, "(locked to 1.2.0)") {
+		t.Errorf("a lock file with a version that the policy hides: %v\n%s", err, out)
+	}
+	status, text := getStatus(t, strings.TrimSuffix(strings.TrimPrefix(url, "sparse+"), "cargo/")+"api/v1/why/cargo/lib@1.2.0")
+	if status != 200 || !strings.Contains(text, "refused by this mirror's policy: it was published") {
+		t.Errorf("why lib@1.2.0: %d %s", status, text)
+	}
 	// A client that has resolved elsewhere asks for the file itself.
 	for path, want := range map[string]string{
 		"evil/1.0.0":    `refused by this mirror's policy: it matches the blocked pattern "evil"`,

@@ -163,6 +163,9 @@ func (n *Node) whyCrate(ctx context.Context, name, version string) (*Why, error)
 			ds = append(ds, artifact.Digest{Alg: artifact.SHA256, Sum: l.Cksum})
 		}
 	}
+	if r := n.crates.Refused(crate, version); r != nil {
+		y.Problems = append(y.Problems, r.Error())
+	}
 	h := pkglog.Header{Ecosystem: pkglog.Cargo, Package: string(crate)}
 	if a := n.whyPackage(ctx, y, h); a != nil {
 		for _, raw := range a.State.Lines() {

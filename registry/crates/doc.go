@@ -47,8 +47,10 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/pkgswarm/pkgswarm/internal/compact"
 	"github.com/pkgswarm/pkgswarm/internal/filecache"
 	"github.com/pkgswarm/pkgswarm/registry"
@@ -72,6 +74,8 @@ const (
 	aheadQueue   = 1024 // names waiting to be fetched ahead; more are left out
 	aheadDepth   = 8    // steps from what a client asked for
 	aheadRecent  = time.Minute
+	tellEvery    = 5 * time.Minute // how often the log says that the upstream fails
+	maxHidden    = 4096            // versions hidden by the policy that the log is remembered to have told
 )
 
 // indexKey begins the keys of index files, in the cache and among flights.
@@ -151,6 +155,8 @@ type Crates struct {
 	known   nameList
 	flights singleflight.Group
 	ahead   ahead
+	hidden  *lru.Cache[string, struct{}] // what tellHidden has told
+	stale   atomic.Int64                 // when tellStale last did, Unix nanoseconds
 }
 
 // New returns the crates that c describes.
@@ -162,6 +168,7 @@ func New(c Config) *Crates {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	s := &Crates{c: c, index: strings.TrimSuffix(c.Index, "/") + "/", log: c.Logger, memory: newMemory()}
+	s.hidden, _ = lru.New[string, struct{}](maxHidden) // fails for sizes below 1 only
 	s.of = s.index
 	if c.For != "" {
 		s.of = strings.TrimSuffix(c.For, "/") + "/"
@@ -390,10 +397,21 @@ func (s *Crates) renew(ctx context.Context, name registry.CrateName) (*File, err
 		s.c.Cache.Remove(s.key(indexKey + string(name)))
 		return nil, err
 	case old != nil:
-		s.log.Warn("upstream failed, serving the index file at hand", "crate", name, "age", time.Since(old.checked).Round(time.Second), "err", err)
+		s.tellStale(name, old, err)
 		return &File{Body: old.Body, ETag: old.ETag, Lines: old.Lines, Stale: true}, nil
 	}
 	return nil, err
+}
+
+// tellStale logs that an index file at hand is served since the upstream has failed:
+// once in [tellEvery] for all files, of which a build asks for hundreds (REL-17).
+func (s *Crates) tellStale(name registry.CrateName, old *File, err error) {
+	now, last := time.Now().UnixNano(), s.stale.Load()
+	level := slog.LevelDebug
+	if (last == 0 || now-last >= int64(tellEvery)) && s.stale.CompareAndSwap(last, now) {
+		level = slog.LevelWarn
+	}
+	s.log.Log(context.Background(), level, "upstream failed, serving the index files at hand", "crate", name, "age", time.Since(old.checked).Round(time.Second), "err", err)
 }
 
 // Expire makes the next request for a crate's index file ask for it again.
