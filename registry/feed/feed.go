@@ -186,7 +186,9 @@ func render(title, self string, items []*feeds.Item) ([]byte, error) {
 	} else {
 		f.Updated = time.Unix(0, 0).UTC()
 	}
-	s, err := f.ToAtom()
+	atom := (&feeds.Atom{Feed: f}).AtomFeed()
+	atom.Id = "urn:pkgswarm:" + strings.TrimPrefix(self, "/") // must be absolute, where links need not
+	s, err := feeds.ToXML(atom)
 	return []byte(s), err
 }
 

@@ -102,6 +102,10 @@ func TestFeeds(t *testing.T) {
 		if strings.Join(got, "\n") != strings.Join(tt.titles, "\n") {
 			t.Errorf("%s: items %q, want %q", tt.path, got, tt.titles)
 		}
+		// RFC 4287, 4.2.6: an id is absolute.
+		if id := "<id>urn:pkgswarm:feeds" + strings.ToLower(tt.path) + "</id>"; !strings.Contains(w.Body.String(), id) {
+			t.Errorf("%s: no %s in\n%s", tt.path, id, w.Body)
+		}
 		if strings.Contains(w.Body.String(), "<script>") { // SEC-52
 			t.Errorf("%s: markup in\n%s", tt.path, w.Body)
 		}
