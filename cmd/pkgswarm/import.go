@@ -296,6 +296,8 @@ func operatorError(err error) error {
 	switch {
 	case errors.Is(err, catalog.ErrRollback), errors.Is(err, catalog.ErrFork):
 		return &exitError{exitFailed, err, "this store is older than what was signed: restore a newer one, or fetch the catalog and logs from your peers"}
+	case errors.Is(err, catalog.ErrNotRecovered):
+		return &exitError{exitFailed, err, "see pkgswarm key restore --help for how to get it"}
 	case errors.Is(err, catalog.ErrEquivocated):
 		return &exitError{exitFailed, err, "another process has signed with this seed: pkgswarm verify --evidence shows it; users need the key of a new registry"}
 	case errors.Is(err, catalog.ErrRetired):

@@ -73,6 +73,10 @@ func (j *importJob) due(ctx context.Context, srcs *sources) (list []importer.Sou
 	now := time.Now()
 	named, err := srcs.feed(ctx)
 	if err != nil {
+		if now.Sub(j.wholeAt) >= j.f.revalidate { // the feed only saves work
+			fmt.Fprintf(j.s.err, "pkgswarm: %s; looking at all packages\n", printable(err.Error()))
+			return srcs.list, true, nil
+		}
 		return nil, false, fmt.Errorf("%w: %w", importer.ErrSource, err)
 	}
 	missed := now.Sub(j.feedAt) > feedSpan

@@ -128,12 +128,21 @@ is asked for on the terminal or read from the first line of a file.`,
 
 func newKeyRestoreCommand(s *streams) *cobra.Command {
 	var d dirs
-	passFile, asJSON := "", false
+	passFile, asJSON, unused := "", false, false
 	cmd := &cobra.Command{
 		Use:     "restore FILE",
 		Example: "  pkgswarm key restore seed.age",
 		Short:   "Read the seed from a backup",
-		Args:    cobra.ExactArgs(1),
+		Long: `Reads the seed from a backup. Whoever signs with it must have what was signed
+before: a catalog begun anew would fork the old one, which nodes then refuse. So
+import stops until it is there. Either copy the data and the state directory of
+the old machine, which must never import again, or fetch all from its seeders:
+
+  pkgswarm serve --registry KEY --peer HOST:PORT --mirror=index
+
+until pkgswarm status says that all package logs are here. Then stop that, and
+import as before, with the same --data and --state.`,
+		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			f, err := os.Open(args[0])
 			if err != nil {
@@ -151,13 +160,18 @@ func newKeyRestoreCommand(s *streams) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := catalog.SaveSeed(d.state, seed); err != nil {
+			save := catalog.SaveRestored
+			if unused {
+				save = catalog.SaveSeed
+			}
+			if err := save(d.state, seed); err != nil {
 				return keyError(err)
 			}
 			return printRegistryKey(s, seed, asJSON)
 		},
 	}
 	d.addFlags(cmd)
+	cmd.Flags().BoolVar(&unused, "unused", false, "nothing was ever signed with this seed")
 	cmd.Flags().StringVar(&passFile, "passphrase-file", "", "read the passphrase from the first line of `FILE`")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object")
 	return cmd
@@ -169,7 +183,7 @@ func keyError(err error) error {
 	case errors.Is(err, catalog.ErrNoSeed):
 		return &exitError{exitFailed, err, "make one with pkgswarm key new, or pkgswarm key restore FILE"}
 	case errors.Is(err, catalog.ErrSeedExists):
-		return &exitError{exitFailed, err, "replace it by a successor with pkgswarm key rotate"}
+		return &exitError{exitFailed, err, "pkgswarm key rotate replaces it by a successor; another operator has a --state and --data of its own"}
 	}
 	return err
 }
@@ -254,6 +268,9 @@ func rotate(ctx context.Context, s *streams, f *importFlags, asJSON bool) error 
 	old, err := catalog.LoadSeed(f.state)
 	if err != nil {
 		return keyError(err)
+	}
+	if err := catalog.CheckRecovered(f.state, 0); err != nil { // an import that could begin ends that
+		return operatorError(err)
 	}
 	next, err := catalog.NextSeed(f.state)
 	if err != nil {

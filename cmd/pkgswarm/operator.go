@@ -50,8 +50,10 @@ func openOperator(ctx context.Context, f *importFlags) (_ *operator, err error) 
 		return nil, err
 	}
 	op.dir = filepath.Join(f.data, "importer", op.core.Key().String())
-	op.catalog, err = catalog.OpenWriter(ctx, op.core, op.memory)
-	return op, err
+	if op.catalog, err = catalog.OpenWriter(ctx, op.core, op.memory); err != nil {
+		return nil, err
+	}
+	return op, catalog.CheckRecovered(f.state, op.catalog.Length())
 }
 
 // open takes the lock and opens the store and the memory.

@@ -97,6 +97,44 @@ func SaveSeed(stateDir string, s Seed) error {
 	return durable.WriteFile(path, s.text(), 0o600)
 }
 
+// restoredFile says that the seed came from a backup, and that what was signed with
+// it has not been seen here yet.
+const restoredFile = seedFile + ".restored"
+
+// SaveRestored is SaveSeed for a seed out of a backup, with which others may have
+// signed: a catalog that is begun anew would fork theirs. SEC-16
+func SaveRestored(stateDir string, s Seed) error {
+	if err := os.MkdirAll(stateDir, 0o700); err != nil {
+		return err
+	}
+	if _, err := os.Lstat(SeedPath(stateDir)); err == nil {
+		return fmt.Errorf("%s: %w", SeedPath(stateDir), ErrSeedExists)
+	}
+	if err := durable.WriteFile(filepath.Join(stateDir, restoredFile), nil, 0o600); err != nil {
+		return err
+	}
+	return SaveSeed(stateDir, s)
+}
+
+// ErrNotRecovered means that a seed came from a backup, and what was signed with it
+// is not here.
+var ErrNotRecovered = errors.New("the seed was restored, and the catalog that it has signed is not here: a new one would fork it")
+
+// CheckRecovered returns [ErrNotRecovered] if the seed of a state directory came from
+// a backup and the catalog is empty still. Otherwise the catalog counts from now on.
+func CheckRecovered(stateDir string, length uint64) error {
+	path := filepath.Join(stateDir, restoredFile)
+	switch _, err := os.Lstat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case length == 0:
+		return ErrNotRecovered
+	}
+	return durable.Remove(path)
+}
+
 // nextFile is the seed that a rotation under way goes over to.
 const nextFile = seedFile + ".next"
 
