@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"compress/gzip"
 	"fmt"
 	"net/http"
 	"os"
@@ -338,7 +339,24 @@ func TestCargoFaults(t *testing.T) {
 		"redirect": onCrates(func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
 			http.Redirect(w, r, "http://169.254.169.254/latest", http.StatusFound)
 		}),
-		"hang": onCrates(func(w http.ResponseWriter, r *http.Request, _ http.Handler) { <-r.Context().Done() }),
+		"hang":       onCrates(func(w http.ResponseWriter, r *http.Request, _ http.Handler) { <-r.Context().Done() }),
+		"index hang": func(w http.ResponseWriter, r *http.Request, _ http.Handler) { <-r.Context().Done() },
+		"crate 429":  onCrates(status(429)),
+		"crate drip": onCrates(drip),
+		"index drip": drip,
+		"index cut":  altered(func(b []byte) []byte { return b[:len(b)-5] }),
+		"index gzip bomb": func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+			w.Header().Set("Content-Encoding", "gzip")
+			z := gzip.NewWriter(w)
+			z.Write(make([]byte, 64<<20))
+			z.Close()
+		},
+		"crate bomb": onCrates(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			w.Header().Set("Content-Encoding", "gzip")
+			z := gzip.NewWriter(w)
+			z.Write(make([]byte, 128<<20))
+			z.Close()
+		}),
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel() // they wait for timeouts mostly
@@ -364,6 +382,24 @@ func TestCargoFaults(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// drip answers with the right length, a byte a second.
+func drip(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	rec := &recorder{header: http.Header{}}
+	next.ServeHTTP(rec, r)
+	w.Header().Set("Content-Length", fmt.Sprint(len(rec.body)))
+	for _, b := range rec.body {
+		if _, err := w.Write([]byte{b}); err != nil {
+			return
+		}
+		http.NewResponseController(w).Flush()
+		select {
+		case <-time.After(time.Second):
+		case <-r.Context().Done():
+			return
+		}
 	}
 }
 
