@@ -13,6 +13,9 @@ import (
 // Identity returns the identity in the file at path, and makes one, readable by
 // its owner alone, if there is none. A file that others may read is an error.
 func Identity(path string) (ed25519.PrivateKey, error) {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("identity %s is no file: restore it, or move it away for a new one", path)
+	}
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return newIdentity(path)

@@ -479,7 +479,9 @@ func TestHealthStatusMetrics(t *testing.T) { // REL-16, SEC-56
 	if strings.Contains(string(b), "crate00") {
 		t.Error("a name is in the metrics")
 	}
-	for _, path := range []string{"/debug/pprof/", "/debug/vars", "/.env", "/nothing", "/api/v1/nothing"} {
+	for _, path := range []string{"/debug/pprof/", "/debug/pprof", "/debug/pprof/heap", "/debug/pprof/cmdline", "/debug/pprof/profile", "/debug/pprof/trace",
+		"/debug/vars", "/debug/requests", "/debug/events", "/debug", "/.env", "/.git/config", "/server-status", "/actuator/env", "/config", "/token", "/identity",
+		"/state/token", "/nothing", "/api/v1/nothing", "/api/v1/", "/api/v1/token", "/api/v1/config"} {
 		if status, _, _ := n.get(path); status != 404 {
 			t.Errorf("%s = %d, want 404", path, status)
 		}
@@ -681,6 +683,19 @@ func TestDamagedState(t *testing.T) {
 				t.Errorf("%s with %.10q: %v, which does not name the file", name, bad, err)
 			}
 		}
+		for _, mode := range []os.FileMode{0o700, 0o755} { // chmod would not help
+			if err := errors.Join(os.Remove(path), os.Mkdir(path, mode)); err != nil {
+				t.Fatal(err)
+			}
+			n, err := Open(conf)
+			if err == nil {
+				n.Close()
+			}
+			if err == nil || !strings.Contains(err.Error(), path+" is no file: restore it, or move it away") {
+				t.Errorf("a directory of mode %v in place of %s: %v", mode, name, err)
+			}
+		}
+		os.Remove(path)
 		os.WriteFile(path, good, 0o600)
 	}
 	start(t, conf)

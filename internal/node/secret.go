@@ -28,6 +28,9 @@ func readSecret(path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if !fi.Mode().IsRegular() {
+		return "", fmt.Errorf("%s is no file: restore it, or move it away for a new one", path)
+	}
 	if runtime.GOOS != "windows" && fi.Mode().Perm()&0o077 != 0 {
 		return "", &PermError{path, fi.Mode().Perm()}
 	}
