@@ -256,25 +256,28 @@ func (j *importJob) summary() {
 		return
 	}
 	s := j.sum
-	fmt.Fprintf(j.s.out, "%s, %s: %d changed, %s signed, %d not signed, %s%v\n",
+	fmt.Fprintf(j.s.out, "%s, %s: %d changed, %s signed, %d not signed, %v\n",
 		count(int(s.Packages), "package", "packages"), count(int(s.Versions), "version", "versions"), s.Changed,
-		count(int(s.Events), "block", "blocks"), j.problems, j.more(), s.Elapsed.Round(time.Millisecond))
+		count(int(s.Events), "block", "blocks"), j.problems, s.Elapsed.Round(time.Millisecond))
+	if more := j.more(); more != "" {
+		fmt.Fprintln(j.s.err, more)
+	}
 	fmt.Fprintf(j.s.err, "registry key %s\n", key)
 }
 
-// more is the part of a summary about files and private packages, if there are any.
+// more tells of files and private packages, if there is anything to tell.
 func (j *importJob) more() string {
-	text := ""
+	var parts []string
 	if j.f.artifacts != "" {
-		text = count(int(j.sum.Files), "file", "files") + ", "
+		parts = append(parts, count(int(j.sum.Files), "file", "files")+" fetched")
 	}
-	if j.sum.NotCached > 0 {
-		text += count(int(j.sum.NotCached), "file", "files") + " not in a cache, "
+	if n := j.sum.NotCached; n > 0 {
+		parts = append(parts, fmt.Sprintf("%d not in a cache", n))
 	}
-	if j.sum.Private > 0 {
-		text += count(int(j.sum.Private), "private package", "private packages") + " left out, "
+	if n := j.sum.Private; n > 0 {
+		parts = append(parts, count(int(n), "private package", "private packages")+" left out")
 	}
-	return text
+	return strings.Join(parts, ", ")
 }
 
 // printable replaces what could move a terminal's cursor. SEC-52
