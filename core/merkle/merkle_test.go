@@ -395,6 +395,39 @@ func TestPrologue(t *testing.T) {
 	}
 }
 
+// TestNodeLimit: a proof from a peer has at most [merkle.MaxNodes] nodes, wherever in
+// it they are. SEC-20
+func TestNodeLimit(t *testing.T) {
+	for _, c := range []struct{ block, hash, seek, upgrade, additional int }{
+		{block: 1}, {hash: 1}, {seek: 1}, {upgrade: 1}, {additional: 1}, {1, 1, 1, 1, 1}, {upgrade: 1, additional: 2},
+	} {
+		decode := func(most int) error {
+			parts := c.block + c.hash + c.seek + c.upgrade + c.additional
+			each, left := most/parts, most%parts
+			nodes := func(share int) []merkle.Node {
+				n := share * each
+				if share > 0 {
+					n, left = n+left, 0
+				}
+				return make([]merkle.Node, n)
+			}
+			p := &merkle.Proof{
+				Block: &merkle.BlockProof{Nodes: nodes(c.block)}, Hash: &merkle.HashProof{Nodes: nodes(c.hash)},
+				Seek:    &merkle.SeekProof{Nodes: nodes(c.seek)},
+				Upgrade: &merkle.UpgradeProof{Nodes: nodes(c.upgrade), Additional: nodes(c.additional)},
+			}
+			d := compact.NewDecoder(p.AppendMessage(nil, 1))
+			merkle.DecodeProof(d)
+			return d.Err()
+		}
+		for n, refused := range map[int]bool{merkle.MaxNodes: false, merkle.MaxNodes + 1: true, 100_000: true} {
+			if err := decode(n); (err != nil) != refused {
+				t.Errorf("%d nodes in %+v: %v, refused should be %v", n, c, err, refused)
+			}
+		}
+	}
+}
+
 // TestAbsurd sends numbers at the edge of what the encoding holds. // SEC-20
 func TestAbsurd(t *testing.T) {
 	node := func(i, size uint64) merkle.Node { return merkle.Node{Index: i, Size: size} }

@@ -297,6 +297,18 @@ func TestBadFrames(t *testing.T) {
 		{"long protocol", func(s *memStream) {
 			send(s, compact.AppendString([]byte{0, 1, 1}, string(make([]byte, 300))))
 		}, protomux.ErrProtocol},
+		{"as many channels as there may be", func(s *memStream) { // SEC-20
+			for i := range uint64(protomux.MaxChannels) {
+				s.WriteMessage(open(i + 1))
+			}
+			s.Flush()
+		}, nil},
+		{"one channel more", func(s *memStream) { // SEC-20
+			for i := range uint64(protomux.MaxChannels + 1) {
+				s.WriteMessage(open(i + 1))
+			}
+			s.Flush()
+		}, protomux.ErrLimit},
 		{"100 000 channels", func(s *memStream) { // SEC-20
 			for i := range uint64(100_000) {
 				s.WriteMessage(open(i + 1))
