@@ -312,18 +312,20 @@ func TestHelm(t *testing.T) {
 	}
 }
 
-// TestSystemd has systemd look at the unit, where there is systemd.
+// TestSystemd has systemd look at the units, where there is systemd.
 func TestSystemd(t *testing.T) {
-	unit := read(t, "systemd/pkgswarm.service")
-	if _, err := exec.LookPath("systemd-analyze"); err != nil {
-		t.Log("no systemd-analyze: only read")
-		return
-	}
-	file := filepath.Join(t.TempDir(), "pkgswarm.service")
-	if err := os.WriteFile(file, []byte(strings.Replace(unit, "/usr/local/bin/pkgswarm", "/bin/true", 1)), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("systemd-analyze", "verify", "--man=no", file).CombinedOutput(); err != nil || len(out) > 0 {
-		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+	for _, name := range []string{"pkgswarm.service", "pkgswarm-import.service"} {
+		unit := read(t, "systemd/"+name)
+		if _, err := exec.LookPath("systemd-analyze"); err != nil {
+			t.Log("no systemd-analyze: only read")
+			return
+		}
+		file := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(file, []byte(strings.ReplaceAll(unit, "/usr/local/bin/pkgswarm", "/bin/true")), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command("systemd-analyze", "verify", "--man=no", file).CombinedOutput(); err != nil || len(out) > 0 {
+			t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+		}
 	}
 }
