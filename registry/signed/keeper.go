@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -14,14 +15,15 @@ import (
 )
 
 const (
-	logWorkers  = 32 // logs fetched at once
-	fileWorkers = 4  // packages whose files are fetched at once
+	logWorkers  = 128 // logs fetched at once: each takes two round trips
+	maxFolding  = 4   // logs folded at once
+	fileWorkers = 4   // packages whose files are fetched at once
 
 	saveEvery = time.Second // between records of where a keeper is
 	retryMin  = 5 * time.Second
 	retryMax  = 10 * time.Minute
 	maxLate   = 4096 // packages to be tried again; with more, the keeper waits
-	maxMissed = 256  // packages in a row that could not be had: it is nobody there
+	maxMissed = 512  // packages in a row that could not be had: it is nobody there
 )
 
 var (
@@ -307,7 +309,7 @@ func (k *keeper) deal(ctx context.Context, s *catalog.Snapshot, c catalog.Change
 		k.dealt(c, 0, nil)
 		return nil
 	}
-	n, err := k.work(ctx, h, c.Entry)
+	n, err := k.try(ctx, h, c.Entry)
 	switch {
 	case err == nil || errors.Is(err, ErrLeftOut):
 		k.dealt(c, n, err)
@@ -328,6 +330,18 @@ func (k *keeper) deal(ctx context.Context, s *catalog.Snapshot, c catalog.Change
 		return errors.Join(errNobody, err)
 	}
 	return nil
+}
+
+// try does the work for one package. A panic is contained: what is worked on is what
+// others have written. REL-16
+func (k *keeper) try(ctx context.Context, h pkglog.Header, e catalog.Entry) (n uint64, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			k.r.c.Logger.Error("panic while mirroring", "package", h.Name(), "panic", p, "stack", string(debug.Stack()))
+			err = ErrOperator
+		}
+	}()
+	return k.work(ctx, h, e)
 }
 
 // dealt notes that c is dealt with; err is nil, or why that is not for good.

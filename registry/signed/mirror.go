@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"github.com/pkgswarm/pkgswarm/internal/compact"
@@ -112,11 +113,14 @@ func (r *Registry) keepLog(ctx context.Context, h pkglog.Header, e catalog.Entry
 	} else if !r.c.Mirror.Logs {
 		return 0, nil
 	}
-	s, err := r.readHeld(ctx, e, h)
-	if err != nil {
-		if s, err = r.bring(ctx, e, h); err != nil {
-			return 0, err
+	s, err := r.foldHeld(ctx, e, h)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = r.hold(ctx, e, h); err == nil {
+			s, err = r.foldHeld(ctx, e, h)
 		}
+	}
+	if err != nil {
+		return 0, err
 	}
 	if log, err := r.whole(e); err == nil {
 		if after := log.Tree().ByteLength(); after > before {
@@ -130,16 +134,33 @@ func (r *Registry) keepLog(ctx context.Context, h pkglog.Header, e catalog.Entry
 	return bytes, nil
 }
 
-// bring downloads a log that is not here, or not all of it.
-func (r *Registry) bring(ctx context.Context, e catalog.Entry, h pkglog.Header) (*pkglog.State, error) {
+// hold downloads a log that is not here, or not all of it.
+func (r *Registry) hold(ctx context.Context, e catalog.Entry, h pkglog.Header) error {
+	log, err := r.c.Peers.Replica(e.Log)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
 	ctx, cancel := context.WithTimeout(ctx, logDeadline)
 	defer cancel()
-	return r.download(ctx, e, h, headDeadline)
+	return operatorFault(r.bring(ctx, log, e, h, headDeadline))
+}
+
+// foldHeld is readHeld for keepers. What a log folds to may be large, so that few are
+// folded at once.
+func (r *Registry) foldHeld(ctx context.Context, e catalog.Entry, h pkglog.Header) (*pkglog.State, error) {
+	select {
+	case r.folding <- struct{}{}:
+		defer func() { <-r.folding }()
+		return r.readHeld(ctx, e, h)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // keepFiles gets the files of a package.
 func (r *Registry) keepFiles(ctx context.Context, h pkglog.Header, e catalog.Entry) (uint64, error) {
-	s, err := r.readHeld(ctx, e, h)
+	s, err := r.foldHeld(ctx, e, h)
 	if err != nil {
 		return 0, err
 	}

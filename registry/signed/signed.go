@@ -114,6 +114,7 @@ type Registry struct {
 	reported  *lru.Cache[string, struct{}]
 	flight    singleflight.Group
 
+	folding      chan struct{} // has room for maxFolding
 	headDeadline time.Duration // the constant but in tests
 	absentUntil  atomic.Int64  // Unix nanoseconds: no peer had a log before
 }
@@ -133,6 +134,7 @@ func New(c Config) *Registry {
 	r := &Registry{
 		c: c, headDeadline: headDeadline,
 		states: newCache[stateKey, *pkglog.State](maxStates), reported: newCache[string, struct{}](maxReported),
+		folding: make(chan struct{}, maxFolding),
 	}
 	for _, k := range c.Keys {
 		r.followers = append(r.followers, newFollower(r, k))
@@ -326,15 +328,24 @@ func (r *Registry) download(ctx context.Context, e catalog.Entry, h pkglog.Heade
 		return nil, err
 	}
 	defer log.Close()
-	log.Expect(e.Length)
-	if err := r.reach(ctx, log, e.Length, patience); err != nil {
-		return nil, fmt.Errorf("log of %s: %w", h.Name(), err)
-	}
-	if err := log.Download(ctx, 0, e.Length); err != nil {
-		return nil, fmt.Errorf("log of %s: %w", h.Name(), err)
+	if err := r.bring(ctx, log, e, h, patience); err != nil {
+		return nil, err
 	}
 	s, err := catalog.ReadLog(ctx, log, e, h)
 	return s, operatorFault(err)
+}
+
+// bring downloads a log as far as e says.
+func (r *Registry) bring(ctx context.Context, log Replica, e catalog.Entry, h pkglog.Header, patience time.Duration) error {
+	log.Expect(e.Length)
+	err := r.reach(ctx, log, e.Length, patience)
+	if err == nil {
+		err = log.Download(ctx, 0, e.Length)
+	}
+	if err != nil {
+		return fmt.Errorf("log of %s: %w", h.Name(), err)
+	}
+	return nil
 }
 
 // reach waits until a log has length blocks in its tree, but not longer than patience.

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -329,11 +330,11 @@ func TestFollow(t *testing.T) {
 // A countedPeers counts cores that are opened and blocks that are asked for.
 type countedPeers struct {
 	*stores
-	opened, asked int
+	opened, asked atomic.Int64
 }
 
 func (p *countedPeers) Replica(key core.Key) (Replica, error) {
-	p.opened++
+	p.opened.Add(1)
 	r, err := p.stores.Replica(key)
 	return &countedReplica{r, p}, err
 }
@@ -344,12 +345,12 @@ type countedReplica struct {
 }
 
 func (r *countedReplica) Get(ctx context.Context, i uint64) ([]byte, error) {
-	r.p.asked++
+	r.p.asked.Add(1)
 	return r.Replica.Get(ctx, i)
 }
 
 func (r *countedReplica) Download(ctx context.Context, lo, hi uint64) error {
-	r.p.asked += int(hi - lo)
+	r.p.asked.Add(int64(hi - lo))
 	return r.Replica.Download(ctx, lo, hi)
 }
 
@@ -365,19 +366,19 @@ func TestAbsentNames(t *testing.T) {
 	p := &countedPeers{stores: c.peers}
 	c.c.Peers = p
 	c.turn()
-	if p.opened != 1 || p.asked < int(o.w.Length()) {
-		t.Fatalf("%d cores opened, %d blocks asked for, to get the catalog", p.opened, p.asked)
+	if p.opened.Load() != 1 || p.asked.Load() < int64(o.w.Length()) {
+		t.Fatalf("%d cores opened, %d blocks asked for, to get the catalog", p.opened.Load(), p.asked.Load())
 	}
 	c.peers.set() // nobody answers any more
-	p.opened, p.asked = 0, 0
+	p.opened.Store(0)
 	for _, name := range []string{"a", "crate-", "crate-25a", "crate-49a", "zzz"} {
 		c.wantErr(name, fs.ErrNotExist)
 		if c.Known(t.Context(), crate(name)) {
 			t.Errorf("%s is known", name)
 		}
 	}
-	if p.opened != 0 {
-		t.Errorf("%d cores were opened for absent names", p.opened)
+	if n := p.opened.Load(); n != 0 {
+		t.Errorf("%d cores were opened for absent names", n)
 	}
 }
 
