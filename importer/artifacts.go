@@ -206,7 +206,7 @@ func inspectCrate(r *io.SectionReader) error {
 	limit := max(maxUnpacked, maxRatio*r.Size())
 	bounded := &io.LimitedReader{R: z, N: limit}
 	t := tar.NewReader(bounded)
-	seen := make(map[string]bool)
+	seen := make(map[string]byte) // types by name
 	for {
 		h, err := t.Next()
 		switch {
@@ -223,10 +223,15 @@ func inspectCrate(r *io.SectionReader) error {
 			return err
 		}
 		name := strings.ToLower(strings.TrimSuffix(h.Name, "/"))
-		if seen[name] && h.Typeflag == tar.TypeReg {
+		if typ, ok := seen[name]; ok && (typ != tar.TypeDir || h.Typeflag != tar.TypeDir) {
 			return fmt.Errorf("crate has two entries called %.200q", h.Name)
 		}
-		seen[name] = true
+		for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
+			if typ, ok := seen[dir]; ok && typ != tar.TypeDir {
+				return fmt.Errorf("crate has %.200q below a file", h.Name)
+			}
+		}
+		seen[name] = h.Typeflag
 	}
 }
 

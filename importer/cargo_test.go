@@ -192,18 +192,26 @@ func TestHarmfulCrates(t *testing.T) {
 		t.Errorf("good crate: %v", err)
 	}
 	bad := map[string][]byte{
-		"link":       tarball(t, tar.Header{Name: "foo/a", Typeflag: tar.TypeSymlink, Linkname: "/etc/passwd"}),
-		"hard link":  tarball(t, tar.Header{Name: "foo/a", Typeflag: tar.TypeLink, Linkname: "b"}),
-		"device":     tarball(t, tar.Header{Name: "foo/a", Typeflag: tar.TypeChar}),
-		"absolute":   tarball(t, tar.Header{Name: "/etc/passwd", Size: 1}),
-		"climbing":   tarball(t, tar.Header{Name: "foo/../../x", Size: 1}),
-		"backslash":  tarball(t, tar.Header{Name: `foo\..\x`, Size: 1}),
-		"twice":      tarball(t, tar.Header{Name: "foo/a", Size: 1}, tar.Header{Name: "foo/a", Size: 1}),
-		"case":       tarball(t, tar.Header{Name: "foo/A", Size: 1}, tar.Header{Name: "foo/a", Size: 1}),
-		"no archive": []byte("hello"),
+		"link":            tarball(t, tar.Header{Name: "foo/a", Typeflag: tar.TypeSymlink, Linkname: "/etc/passwd"}),
+		"hard link":       tarball(t, tar.Header{Name: "foo/a", Typeflag: tar.TypeLink, Linkname: "b"}),
+		"device":          tarball(t, tar.Header{Name: "foo/a", Typeflag: tar.TypeChar}),
+		"absolute":        tarball(t, tar.Header{Name: "/etc/passwd", Size: 1}),
+		"climbing":        tarball(t, tar.Header{Name: "foo/../../x", Size: 1}),
+		"backslash":       tarball(t, tar.Header{Name: `foo\..\x`, Size: 1}),
+		"twice":           tarball(t, tar.Header{Name: "foo/a", Size: 1}, tar.Header{Name: "foo/a", Size: 1}),
+		"case":            tarball(t, tar.Header{Name: "foo/A", Size: 1}, tar.Header{Name: "foo/a", Size: 1}),
+		"case, directory": tarball(t, tar.Header{Name: "foo/a", Size: 1}, tar.Header{Name: "foo/A/", Typeflag: tar.TypeDir}),
+		"below a file":    tarball(t, tar.Header{Name: "foo/a", Size: 1}, tar.Header{Name: "foo/A/b", Size: 1}),
+		"no archive":      []byte("hello"),
 	}
 	if !testing.Short() {
+		const frame = 3 * 512 // an entry's header and the end
 		bad["bomb"] = tarball(t, tar.Header{Name: "foo/a", Size: 600 << 20})
+		bad["512 MiB + 1"] = tarball(t, tar.Header{Name: "foo/a", Size: maxUnpacked - 512 + 1})
+		most := tarball(t, tar.Header{Name: "foo/a", Size: maxUnpacked - frame})
+		if err := inspectCrate(io.NewSectionReader(bytes.NewReader(most), 0, int64(len(most)))); err != nil {
+			t.Errorf("512 MiB: %v", err)
+		}
 	}
 	for name, b := range bad {
 		if err := inspectCrate(io.NewSectionReader(bytes.NewReader(b), 0, int64(len(b)))); err == nil {
