@@ -2,6 +2,7 @@ package pkglog
 
 import (
 	"bytes"
+	"errors"
 	"testing"
 )
 
@@ -87,4 +88,32 @@ func FuzzDiff(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestPayloadLimits: payloads that expand to as much as is allowed, to one byte more,
+// and to absurdly much. SEC-8, SEC-20
+func TestPayloadLimits(t *testing.T) {
+	payload := func(form byte, n int) []byte {
+		plain := bytes.Repeat([]byte("x"), n)
+		switch form {
+		case formZstd:
+			return zstdEncoder().EncodeAll(plain, []byte{form})
+		case formDelta:
+			return append([]byte{form}, new(deltaEncoder).encode(cargoDictionary, nil, plain)...)
+		}
+		return append([]byte{form}, plain...)
+	}
+	for _, form := range []byte{formPlain, formZstd, formDelta} {
+		for n, want := range map[int]error{MaxEvent: nil, MaxEvent + 1: ErrTooLarge} {
+			got, err := unpackPayload(Cargo, nil, payload(form, n))
+			if want == nil && (err != nil || len(got) != n) || want != nil && !errors.Is(err, want) {
+				t.Errorf("form %d, %d bytes: %d, %v, want %v", form, n, len(got), err, want)
+			}
+		}
+	}
+	// A frame of 2^50 bytes, as it says: nothing is made for it.
+	frame := append([]byte{formZstd, 0x28, 0xb5, 0x2f, 0xfd, 0xe0}, 0, 0, 0, 0, 0, 0, 4, 0, 1, 0, 0)
+	if _, err := unpackPayload(Cargo, nil, frame); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("2^50 bytes: %v", err)
+	}
 }
