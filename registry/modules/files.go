@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"golang.org/x/mod/module"
@@ -184,6 +185,10 @@ func (m *Modules) keepResolved(r route, w *wanted, f *File) {
 	}
 }
 
+// literal escapes what would not be read literally in a URL: of a query such as the
+// name of a branch, an upstream is to see no more than that name (SEC-40).
+var literal = strings.NewReplacer("%", "%25", "#", "%23", "?", "%3F")
+
 // ask gets the file from the upstream, and proves it. old is a copy that may
 // still be right, or nil.
 func (m *Modules) ask(ctx context.Context, r route, w *wanted, old *File) (*File, error) {
@@ -197,7 +202,7 @@ func (m *Modules) ask(ctx context.Context, r route, w *wanted, old *File) (*File
 	proof := w.startProof(ctx)
 	var f *File
 	err = r.list.Try(ctx, func(base string, hurry bool) error {
-		req := upstream.Request{URL: base + "/" + esc + "/" + w.name, Kind: kind(w.kind, hurry), Once: hurry}
+		req := upstream.Request{URL: base + "/" + esc + "/" + literal.Replace(w.name), Kind: kind(w.kind, hurry), Once: hurry}
 		if old != nil {
 			req.Validators = old.validators
 		}
