@@ -13,6 +13,7 @@ import (
 )
 
 const (
+	minLine    = 90      // bytes of an index line, about: a digest has 64
 	maxLine    = 1 << 20 // bytes of an index line
 	maxNesting = 64      // of JSON
 )
@@ -33,7 +34,7 @@ type CargoLine struct {
 // does not refuse two lines of one version: old crates have such, with different
 // digests, and the line's .crate may be either.
 func ParseCargoIndex(name CrateName, file []byte) ([]CargoLine, error) {
-	lines := make([]CargoLine, 0, bytes.Count(file, []byte{'\n'})+1)
+	lines := make([]CargoLine, 0, min(bytes.Count(file, []byte{'\n'}), len(file)/minLine)+1)
 	n := 0
 	for raw := range bytes.Lines(file) {
 		n++

@@ -203,6 +203,9 @@ func newFile(name registry.CrateName, body []byte) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(lines) == 0 && len(body) > 0 {
+		return nil, fmt.Errorf("index file of %s: %d bytes without a line", name, len(body))
+	}
 	sum := sha256.Sum256(body)
 	return &File{Body: body, Lines: lines, ETag: `"` + hex.EncodeToString(sum[:16]) + `"`, cost: memoryCost(body, len(lines))}, nil
 }

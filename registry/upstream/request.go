@@ -86,14 +86,36 @@ func (c *Client) getOnce(ctx context.Context, r Request) (*Answer, error) {
 		return nil, err
 	}
 	defer s.Close()
-	var b bytes.Buffer
-	if s.Size > 0 {
-		b.Grow(int(s.Size) + bytes.MinRead)
-	}
-	if _, err := b.ReadFrom(s); err != nil {
+	body, err := readAll(s, s.Size)
+	if err != nil {
 		return nil, err
 	}
-	return &Answer{Body: b.Bytes(), NotModified: s.NotModified, Validators: s.Validators, MaxAge: s.MaxAge}, nil
+	return &Answer{Body: body, NotModified: s.NotModified, Validators: s.Validators, MaxAge: s.MaxAge}, nil
+}
+
+// readAll reads r to its end. It takes memory for what has arrived, not for the size
+// that is announced, and for a large file in pieces, so that one that turns out to be
+// too large leaves no more behind than it had bytes (SEC-8, SEC-44).
+func readAll(r io.Reader, size int64) ([]byte, error) {
+	const piece = 1 << 20
+	var pieces [][]byte
+	for {
+		var b bytes.Buffer
+		if len(pieces) > 0 || size > 0 {
+			b.Grow(int(min(uint64(size), piece)) + bytes.MinRead) // piece if size is -1
+		}
+		if _, err := b.ReadFrom(io.LimitReader(r, piece)); err != nil {
+			return nil, err
+		}
+		switch {
+		case b.Len() == piece:
+			pieces = append(pieces, b.Bytes())
+		case len(pieces) == 0:
+			return b.Bytes(), nil
+		default:
+			return bytes.Join(append(pieces, b.Bytes()), nil), nil
+		}
+	}
 }
 
 // Open returns the file that r asks for as it arrives. It repeats the request
