@@ -17,6 +17,7 @@ import (
 const (
 	MaxZip        = 500 << 20 // bytes, packed and expanded
 	maxSpecial    = 16 << 20  // bytes of go.mod and LICENSE at the module's root
+	maxDirectory  = 16 << 20  // bytes of the list of entries, which is kept in memory
 	maxZipEntries = 200_000   // cheap to list, far above any real module
 )
 
@@ -106,10 +107,12 @@ func HashZip(r io.ReaderAt, size int64) (Digest, error) {
 	if size > MaxZip {
 		return Digest{}, fmt.Errorf("zip has %d bytes, more than %d", size, int64(MaxZip))
 	}
-	z, err := zip.NewReader(r, size)
+	d := &directoryReader{r: r, left: maxDirectory}
+	z, err := zip.NewReader(d, size)
 	if err != nil {
 		return Digest{}, err
 	}
+	d.open = true
 	if len(z.File) > maxZipEntries {
 		return Digest{}, fmt.Errorf("zip has %d entries, more than %d", len(z.File), maxZipEntries)
 	}
@@ -149,6 +152,24 @@ func isSpecial(name string) bool {
 }
 
 var errTooBig = errors.New("zip expands to more than 500 MiB")
+
+// A directoryReader bounds what zip.NewReader reads, which is the list of entries, by
+// itself as long as a file may be (SEC-8).
+type directoryReader struct {
+	r    io.ReaderAt
+	left int64
+	open bool // the list has been read
+}
+
+func (d *directoryReader) ReadAt(p []byte, off int64) (int, error) {
+	if d.open {
+		return d.r.ReadAt(p, off)
+	}
+	if d.left -= int64(len(p)); d.left < 0 {
+		return 0, fmt.Errorf("zip has a list of entries of more than %d bytes", int64(maxDirectory))
+	}
+	return d.r.ReadAt(p, off)
+}
 
 // A budgetReader fails once the bytes read through all readers that share a
 // budget exceed it.

@@ -320,6 +320,22 @@ func TestHashZipBounds(t *testing.T) {
 	if _, err := HashZip(bytes.NewReader(nil), MaxZip+1); err == nil || !strings.Contains(err.Error(), "more than") {
 		t.Errorf("a zip of 500 MiB + 1: %v", err)
 	}
+	// 1,000,000 entries without a name.
+	var many bytes.Buffer
+	header := make([]byte, 46)
+	copy(header, "PK\x01\x02")
+	for range 1_000_000 {
+		many.Write(header)
+	}
+	end := make([]byte, 22)
+	copy(end, "PK\x05\x06")
+	binary.LittleEndian.PutUint16(end[8:], 1_000_000%65536)
+	binary.LittleEndian.PutUint16(end[10:], 1_000_000%65536)
+	binary.LittleEndian.PutUint32(end[12:], uint32(many.Len()))
+	many.Write(end)
+	if _, err := HashZip(bytes.NewReader(many.Bytes()), int64(many.Len())); err == nil || !strings.Contains(err.Error(), "list of entries") {
+		t.Errorf("1,000,000 entries: %v", err)
+	}
 	var twice bytes.Buffer
 	z := zip.NewWriter(&twice)
 	z.Create(m + "a")
