@@ -22,7 +22,7 @@ type head struct {
 // ours, or 0 if it is known to agree as far as both go, or cannot be compared.
 // f.mu is held.
 func (f *feed) headToCheck(p *peer) uint64 {
-	if p.proving || !p.open || !p.synced || p.gone || p.paused || f.frozen || !f.known ||
+	if !p.open || !p.synced || p.gone || p.paused || f.frozen || !f.known ||
 		p.fork != f.tree.Fork || f.manifest.IsStatic() {
 		return 0
 	}

@@ -70,7 +70,6 @@ type peer struct {
 	checked   uint64    // our histories are known to agree up to this length
 	checkedAt time.Time // when a head was last asked for
 	checking  bool
-	proving   bool     // an upgrade that it has proven to us is being stored: its history agrees so far
 	shown     []uint64 // lengths at which it has shown its history, the latest ones
 
 	extension string // name of its last extension message; used by the reading goroutine only

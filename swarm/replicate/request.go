@@ -311,7 +311,6 @@ func (f *feed) onData(p *peer, list []answer) error {
 		}
 		if store {
 			kept = append(kept, a)
-			p.proving = p.proving || a.proof.Upgrade != nil
 		}
 	}
 	f.mu.Unlock()
@@ -327,7 +326,6 @@ func (f *feed) onData(p *peer, list []answer) error {
 
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	p.proving = false
 	if f.err != nil {
 		return nil
 	}
@@ -341,7 +339,6 @@ func (f *feed) onData(p *peer, list []answer) error {
 			fault = err
 		}
 	}
-	f.checkHead(p) // what was put off meanwhile
 	if f.tree.Length != length || len(f.retry) > 0 {
 		f.pump()
 	} else {
