@@ -72,16 +72,6 @@ func (r *Registry) open(e catalog.Entry) (interface {
 	return r.c.Peers.Replica(e.Log)
 }
 
-// holds says how many blocks of a log are here; 0 if none.
-func (r *Registry) holds(key core.Key) uint64 {
-	log, err := r.c.Peers.Held(key)
-	if err != nil {
-		return 0
-	}
-	defer log.Close()
-	return log.Tree().Length
-}
-
 // operatorFault makes an error match ErrOperator if only who signed a log can have
 // caused it.
 func operatorFault(err error) error {
