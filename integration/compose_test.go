@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"fmt"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -208,7 +209,7 @@ func TestCompose(t *testing.T) {
 	crates := len(slices.Compact(names)) // a lock file may have two versions
 	for _, name := range []string{"seeder-1", "client-1", "client-2"} {
 		s.up[name].awaitHealthy(nil)
-		awaitCatalog(t, crates, func() (string, error) { return s.run(name, "status") })
+		awaitStatus(t, fmt.Sprintf(": %d crates,", crates), func() (string, error) { return s.run(name, "status") })
 	}
 	s.complete(s.container("fill"))
 	operator.Stop()

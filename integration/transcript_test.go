@@ -226,7 +226,7 @@ func TestTranscripts(t *testing.T) {
 	all := readTranscripts(t)
 	// Sections whose transcripts are of several computers have the handlers below; the
 	// others are typed on one, as they stand.
-	count := map[string]int{"Install": 1, "A developer's machine": 3, "A CI fleet": 2, "Other machines": 1, "A place without a network": 2, "A registry operator": 2, "Policy": 1}
+	count := map[string]int{"Install": 1, "A developer's machine": 3, "A CI fleet": 2, "Other machines": 1, "A place without a network": 2, "A registry operator": 3, "Policy": 1}
 	for section, want := range count {
 		if got := len(all[section]); got != want {
 			t.Errorf("README has %d transcripts in %q, this test follows %d", got, section, want)
@@ -300,10 +300,13 @@ func TestTranscripts(t *testing.T) {
 		operator.run("cargo", "--config", `source.crates-io.replace-with="m"`, "--config", fmt.Sprintf("registries.m.index=%q", reg.cargo.Index()), "fetch")
 		r.follow(operator, trs[0])
 		r.follow(client, trs[1])
-		awaitCatalog(t, 6, func() (string, error) { return client.try("pkgswarm", "status") })
+		awaitStatus(t, ": 6 crates,", func() (string, error) { return client.try("pkgswarm", "status") })
 		client.run("pkgswarm", "setup")
 		client.run("cargo", "build", "--locked")
 		client.run("go", "build", "./...")
+		seeder := other("seeder")
+		r.follow(seeder, trs[2])
+		awaitStatus(t, ": up to date, 7 of 7 logs, ", func() (string, error) { return seeder.try("pkgswarm", "status") })
 		r.end()
 	})
 	t.Run("Policy", func(t *testing.T) {
@@ -326,17 +329,17 @@ func TestTranscripts(t *testing.T) {
 	}
 }
 
-// awaitCatalog waits until a node's status says that its catalog has so many crates:
-// one that has no upstream to ask can answer nothing before.
-func awaitCatalog(t *testing.T, crates int, status func() (string, error)) {
+// awaitStatus waits until a node's status has that text, such as how many crates its
+// catalog has: a node that has no upstream to ask can answer nothing before.
+func awaitStatus(t *testing.T, text string, status func() (string, error)) {
 	t.Helper()
 	for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
 		out, err := status()
-		if err == nil && strings.Contains(out, fmt.Sprintf(": %d crates,", crates)) {
+		if err == nil && strings.Contains(out, text) {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("no catalog: %v\n%s", err, out)
+			t.Fatalf("no %q in the status: %v\n%s", text, err, out)
 		}
 	}
 }
