@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/pkgswarm/pkgswarm/core"
 	"github.com/pkgswarm/pkgswarm/registry/artifact"
 	"github.com/pkgswarm/pkgswarm/registry/catalog"
+	"github.com/pkgswarm/pkgswarm/registry/fetch"
 	"github.com/pkgswarm/pkgswarm/registry/pkglog"
 )
 
@@ -227,4 +229,40 @@ func TestStaleCatalog(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.waitFor(t, "going on", n.mirrored)
+}
+
+// TestWantedTwice: a file that a mirror and a client want at once, each for itself, is
+// downloaded once. Both once wrote to one core, and the peer was blamed for what came
+// of it.
+func TestWantedTwice(t *testing.T) {
+	sizes := make([]int, 60)
+	for i := range sizes {
+		sizes[i] = 100_000 + i
+	}
+	u := newRegistry(t, sizes...)
+	a := start(t, config(t, u, t.TempDir()))
+	a.fetchAll(t, u)
+	c := config(t, u, t.TempDir())
+	c.Peers = []string{a.swarm.Addrs()[0].String()}
+	b := start(t, c)
+	b.waitPeers(t, 1)
+	var wg sync.WaitGroup
+	for name, data := range u.crates {
+		sum := artifact.Digest{Alg: artifact.SHA256, Sum: sha256.Sum256(data)}
+		for _, who := range []string{"mirror", "client"} {
+			wg.Go(func() {
+				err := b.fetcher.Store(t.Context(), &fetch.Artifact{Name: who + name, Known: []artifact.Digest{sum}, MaxBytes: int64(len(data))})
+				if err != nil {
+					t.Errorf("%s for the %s: %v", name, who, err)
+				}
+			})
+		}
+	}
+	wg.Wait()
+	if _, metrics, err := b.get("/metrics"); err != nil || bytes.Contains(metrics, []byte("pkgswarm_peer_bans_total{")) {
+		t.Errorf("a peer was banned, or %v", err)
+	}
+	if peers := b.swarm.Peers(); len(peers) != 1 {
+		t.Errorf("%d peers, want 1", len(peers))
+	}
 }

@@ -16,8 +16,10 @@ import (
 type Downloader interface {
 	// Download writes the size bytes of the static core to w, verified block by
 	// block against its key. peers say that they have it. progress is called with
-	// the bytes received since its last call. It returns when ctx ends.
-	Download(ctx context.Context, key artifact.Key, size int64, peers []PeerKey, w fetch.Writer, progress func(int64)) error
+	// the bytes received since its last call. It returns when ctx ends. Until release
+	// is called, which is to be once w is committed or given up, the core is not
+	// downloaded for anybody else: they wait.
+	Download(ctx context.Context, key artifact.Key, size int64, peers []PeerKey, w fetch.Writer, progress func(int64)) (release func(), err error)
 }
 
 var (
@@ -38,6 +40,7 @@ type attempt struct {
 	asked      map[PeerKey]*asked
 	candidates []*candidate
 	finished   bool
+	downloaded func() // releases the core that was downloaded; nil if there is none
 
 	// In a fleet:
 	keeper   PeerKey               // whom we have asked for the lease; zero if nobody
@@ -82,7 +85,7 @@ func (x *Exchange) Fetch(ctx context.Context, ds []artifact.Digest, t *fetch.Tra
 		c, wait, next := x.decide(a, t)
 		switch {
 		case c != nil:
-			if w := x.download(ctx, c, t); w != nil {
+			if w := x.download(ctx, a, c, t); w != nil {
 				return w, nil
 			}
 			continue
@@ -163,6 +166,9 @@ func (x *Exchange) finish(a *attempt, stored bool) {
 		return
 	}
 	a.finished = true
+	if a.downloaded != nil {
+		a.downloaded()
+	}
 	delete(x.held, a.digests[0])
 	for _, d := range a.digests {
 		if x.fetching[d]--; x.fetching[d] <= 0 {
@@ -461,8 +467,8 @@ func (x *Exchange) onMissing(p *Peer, ms []missing) {
 }
 
 // download gets c and checks it. It returns nil if that fails; then others are tried.
-func (x *Exchange) download(ctx context.Context, c *candidate, t *fetch.Transfer) fetch.Writer {
-	w, err := x.tryDownload(ctx, c, t)
+func (x *Exchange) download(ctx context.Context, a *attempt, c *candidate, t *fetch.Transfer) fetch.Writer {
+	w, err := x.tryDownload(ctx, a, c, t)
 	if err == nil {
 		for _, p := range c.peers {
 			t.Peers = append(t.Peers, p.String())
@@ -478,7 +484,7 @@ func (x *Exchange) download(ctx context.Context, c *candidate, t *fetch.Transfer
 	return nil
 }
 
-func (x *Exchange) tryDownload(ctx context.Context, c *candidate, t *fetch.Transfer) (_ fetch.Writer, err error) {
+func (x *Exchange) tryDownload(ctx context.Context, a *attempt, c *candidate, t *fetch.Transfer) (_ fetch.Writer, err error) {
 	if c.size > 1<<40 {
 		return nil, fmt.Errorf("a file of %d bytes is offered", c.size)
 	}
@@ -496,12 +502,22 @@ func (x *Exchange) tryDownload(ctx context.Context, c *candidate, t *fetch.Trans
 	defer cancel(nil)
 	stall := time.AfterFunc(downloadStall, func() { cancel(errors.New("peers have stalled")) })
 	defer stall.Stop()
-	err = x.c.Download.Download(ctx, c.key, int64(c.size), c.peers, w, func(n int64) {
+	release, err := x.c.Download.Download(ctx, c.key, int64(c.size), c.peers, w, func(n int64) {
 		stall.Reset(downloadStall)
 		t.Progress(n)
 	})
 	if err != nil {
 		return nil, errors.Join(err, context.Cause(ctx))
 	}
-	return w, w.Verify(c.digest)
+	if err := w.Verify(c.digest); err != nil {
+		release()
+		return nil, err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if a.finished {
+		release()
+	}
+	a.downloaded = release
+	return w, nil
 }

@@ -23,8 +23,8 @@ type Replicator struct {
 	// Open begins to download a core; see [replicate.Replicator.Open].
 	Open func(replicate.Core, replicate.SessionOptions) (*replicate.Session, error)
 
-	mu     sync.Mutex
-	active map[artifact.Key]bool // being downloaded
+	mu    sync.Mutex
+	taken map[artifact.Key]chan struct{} // being downloaded; closed at the end
 }
 
 // A fileWriter is a fetch.Writer whose file can be filled in any order.
@@ -35,20 +35,33 @@ type fileWriter interface {
 
 // Download implements Downloader. Blocks arrive in any order, from any number of
 // peers, and are written to their place in w's file.
-func (r *Replicator) Download(ctx context.Context, key artifact.Key, size int64, _ []PeerKey, w fetch.Writer, progress func(int64)) (err error) {
+func (r *Replicator) Download(ctx context.Context, key artifact.Key, size int64, _ []PeerKey, w fetch.Writer, progress func(int64)) (release func(), err error) {
+	if size == 0 {
+		return nil, core.ErrEmpty // has no core
+	}
+	if release, err = r.take(ctx, key); err != nil {
+		return nil, err
+	}
+	done := false
+	defer func() {
+		if !done {
+			release()
+		}
+	}()
+	if err := r.download(ctx, key, size, w, progress); err != nil {
+		return nil, err
+	}
+	done = true
+	return release, nil
+}
+
+func (r *Replicator) download(ctx context.Context, key artifact.Key, size int64, w fetch.Writer, progress func(int64)) (err error) {
 	f, ok := w.(fileWriter)
 	if !ok {
 		return errors.New("no file to download into")
 	}
-	if size == 0 {
-		return core.ErrEmpty // has no core
-	}
-	if !r.begin(key) {
-		return errors.New("the same core is being downloaded for another digest")
-	}
-	defer r.end(key)
 	switch held, err := r.Held(key); {
-	case err == nil: // under another digest
+	case err == nil: // under another digest, or since we were asked
 		defer held.Close()
 		_, err := io.Copy(w, held)
 		return err
@@ -94,21 +107,31 @@ func (r *Replicator) Download(ctx context.Context, key artifact.Key, size int64,
 	return f.Adopt()
 }
 
-func (r *Replicator) begin(key artifact.Key) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.active[key] {
-		return false
+// take waits until nobody else downloads the core, and returns what lets others do so.
+func (r *Replicator) take(ctx context.Context, key artifact.Key) (release func(), err error) {
+	for {
+		r.mu.Lock()
+		taken := r.taken[key]
+		if taken == nil {
+			break
+		}
+		r.mu.Unlock()
+		select {
+		case <-taken:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("the same core is being downloaded for another: %w", ctx.Err())
+		}
 	}
-	if r.active == nil {
-		r.active = make(map[artifact.Key]bool)
-	}
-	r.active[key] = true
-	return true
-}
-
-func (r *Replicator) end(key artifact.Key) {
-	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.active, key)
+	if r.taken == nil {
+		r.taken = make(map[artifact.Key]chan struct{})
+	}
+	done := make(chan struct{})
+	r.taken[key] = done
+	return func() {
+		r.mu.Lock()
+		delete(r.taken, key)
+		r.mu.Unlock()
+		close(done)
+	}, nil
 }

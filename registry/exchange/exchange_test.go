@@ -243,7 +243,7 @@ func (w *network) kill(n *node) {
 }
 
 // Download takes the file from the first peer that is said to have it.
-func (n *node) Download(ctx context.Context, key artifact.Key, size int64, peers []PeerKey, w fetch.Writer, progress func(int64)) error {
+func (n *node) Download(ctx context.Context, key artifact.Key, size int64, peers []PeerKey, w fetch.Writer, progress func(int64)) (func(), error) {
 	from := n.net.nodes[peers[0]]
 	from.served.Add(1)
 	b, ok := from.get(artifact.Digest{Alg: artifact.SHA256, Sum: key})
@@ -252,7 +252,7 @@ func (n *node) Download(ctx context.Context, key artifact.Key, size int64, peers
 	}
 	if !ok {
 		<-ctx.Done()
-		return ctx.Err()
+		return nil, ctx.Err()
 	}
 	for i, part := range [][]byte{b[:len(b)/2], b[len(b)/2:]} {
 		if i == 1 && from.hangs {
@@ -261,14 +261,14 @@ func (n *node) Download(ctx context.Context, key artifact.Key, size int64, peers
 		select {
 		case <-time.After(n.net.delay + from.pace):
 		case <-from.dead:
-			return io.ErrClosedPipe
+			return nil, io.ErrClosedPipe
 		case <-ctx.Done():
-			return ctx.Err()
+			return nil, ctx.Err()
 		}
 		w.Write(part)
 		progress(int64(len(part)))
 	}
-	return nil
+	return func() {}, nil
 }
 
 // An origin is the upstream, which counts.
