@@ -25,10 +25,11 @@ const magic = "pkgswarm/package-log"
 
 // Limits on what a block may hold.
 const (
-	MaxEvent   = 16 << 20 // bytes of a payload, expanded
-	MaxFolded  = 64 << 20 // bytes of all payloads of a folded log
-	MaxPackage = 1 << 10  // bytes of a package's name
-	MaxVersion = 1 << 10  // bytes of a version
+	MaxEvent   = 16 << 20      // bytes of a payload, expanded
+	MaxFolded  = 64 << 20      // bytes of all payloads of a folded log
+	MaxLog     = 2 * MaxFolded // bytes of all blocks of a log; a larger one is not fetched
+	MaxPackage = 1 << 10       // bytes of a package's name
+	MaxVersion = 1 << 10       // bytes of a version
 )
 
 var (

@@ -1,10 +1,14 @@
 package signed
 
 import (
+	"context"
+	"errors"
 	"testing"
 
 	"github.com/pkgswarm/pkgswarm/core"
 	"github.com/pkgswarm/pkgswarm/core/merkle"
+	"github.com/pkgswarm/pkgswarm/registry/catalog"
+	"github.com/pkgswarm/pkgswarm/registry/pkglog"
 	"github.com/pkgswarm/pkgswarm/swarm/replicate"
 )
 
@@ -55,5 +59,36 @@ func takeUpAbsurd(t *testing.T, store *core.Store, o *testOperator) {
 	})
 	if err != nil || k.Length() != tree.Length {
 		t.Fatalf("core of %d blocks, %v", k.Length(), err)
+	}
+}
+
+// A hugeLog has a signed head that announces more bytes than a log may have.
+type hugeLog struct {
+	Replica
+	size uint64
+	t    *testing.T
+}
+
+func (l hugeLog) Tree() merkle.Tree {
+	return merkle.Tree{Length: 1, Roots: []merkle.Node{{Size: l.size}}}
+}
+func (l hugeLog) Expect(uint64) {}
+
+func (l hugeLog) Download(context.Context, uint64, uint64) error {
+	if l.size > pkglog.MaxLog {
+		l.t.Errorf("a log of %d bytes is fetched", l.size)
+	}
+	return nil
+}
+
+// TestHugeLog: a mirror fetches whatever an operator has signed, but no log that
+// could not be folded anyway: it would fill the disk. SEC-20
+func TestHugeLog(t *testing.T) {
+	r := New(Config{})
+	h := pkglog.Header{Ecosystem: pkglog.Cargo, Package: "serde"}
+	for size, want := range map[uint64]error{pkglog.MaxLog: nil, pkglog.MaxLog + 1: ErrOperator, 1 << 50: pkglog.ErrTooLarge} {
+		if err := r.bring(t.Context(), hugeLog{size: size, t: t}, catalog.Entry{Length: 1}, h, 0); !errors.Is(err, want) {
+			t.Errorf("%d bytes: %v, want %v", size, err, want)
+		}
 	}
 }

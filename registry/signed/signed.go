@@ -339,6 +339,9 @@ func (r *Registry) download(ctx context.Context, e catalog.Entry, h pkglog.Heade
 func (r *Registry) bring(ctx context.Context, log Replica, e catalog.Entry, h pkglog.Header, patience time.Duration) error {
 	log.Expect(e.Length)
 	err := r.reach(ctx, log, e.Length, patience)
+	if n := log.Tree().ByteLength(); err == nil && n > pkglog.MaxLog {
+		err = operatorFault(fmt.Errorf("%w: %d bytes", pkglog.ErrTooLarge, n))
+	}
 	if err == nil {
 		err = log.Download(ctx, 0, e.Length)
 	}
