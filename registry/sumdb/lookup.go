@@ -3,6 +3,7 @@ package sumdb
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"runtime/debug"
@@ -75,12 +76,13 @@ func (db *DB) proveAnswer(ctx context.Context, m module.Version, answer []byte) 
 
 // follow is advance for a note that most likely came before.
 func (db *DB) follow(ctx context.Context, signed []byte) error {
-	if _, kept := db.head.load(); bytes.Equal(signed, kept) || db.trees.Contains(string(signed)) {
+	sum := sha256.Sum256(signed)
+	if _, kept := db.head.load(); bytes.Equal(signed, kept) || db.trees.Contains(sum) {
 		return nil
 	}
 	err := db.advance(ctx, signed)
 	if err == nil {
-		db.trees.Add(string(signed), struct{}{})
+		db.trees.Add(sum, struct{}{})
 	}
 	return err
 }

@@ -3,6 +3,7 @@ package sumdb
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -80,13 +81,13 @@ type DB struct {
 
 	keepRecords bool
 
-	records    *lru.Cache[string, Record]    // by escaped module@version
-	tiles      *lru.Cache[tlog.Tile, []byte] // by coordinates with W 0: the widest known
-	flights    singleflight.Group            // look-ups
-	trees      *lru.Cache[string, struct{}]  // notes of one history with the kept tree
-	advancing  sync.Mutex                    // held while a tree is compared with the kept one and put in its place
-	refreshing sync.Mutex                    // held while the latest tree is asked for
-	asked      atomic.Int64                  // when the latest tree was last asked for, Unix ns
+	records    *lru.Cache[string, Record]              // by escaped module@version
+	tiles      *lru.Cache[tlog.Tile, []byte]           // by coordinates with W 0: the widest known
+	flights    singleflight.Group                      // look-ups
+	trees      *lru.Cache[[sha256.Size]byte, struct{}] // hashes of notes of one history with the kept tree
+	advancing  sync.Mutex                              // held while a tree is compared with the kept one and put in its place
+	refreshing sync.Mutex                              // held while the latest tree is asked for
+	asked      atomic.Int64                            // when the latest tree was last asked for, Unix ns
 	forks      atomic.Int64
 }
 
@@ -121,7 +122,7 @@ func Open(c Config) (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	trees, err := lru.New[string, struct{}](maxTrees)
+	trees, err := lru.New[[sha256.Size]byte, struct{}](maxTrees)
 	if err != nil {
 		return nil, err
 	}
