@@ -12,7 +12,6 @@ import (
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -233,22 +232,7 @@ func TestRealGoFaults(t *testing.T) {
 		"closed":   func(http.ResponseWriter, *http.Request, http.Handler) { panic(http.ErrAbortHandler) },
 		"hang":     func(_ http.ResponseWriter, r *http.Request, _ http.Handler) { <-r.Context().Done() },
 		"zip hang": zips(func(_ http.ResponseWriter, r *http.Request, _ http.Handler) { <-r.Context().Done() }),
-		"zip drip": zips(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-			rec := httptest.NewRecorder()
-			next.ServeHTTP(rec, r)
-			w.Header().Set("Content-Length", fmt.Sprint(rec.Body.Len()))
-			for _, b := range rec.Body.Bytes() {
-				if _, err := w.Write([]byte{b}); err != nil {
-					return
-				}
-				http.NewResponseController(w).Flush()
-				select {
-				case <-time.After(time.Second):
-				case <-r.Context().Done():
-					return
-				}
-			}
-		}),
+		"zip drip": zips(goupstream.Drip),
 		"zip web page": zips(func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 			w.Header().Set("Content-Type", "text/html")
 			w.Write([]byte("<html>log in</html>"))

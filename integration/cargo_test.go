@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/pkgswarm/pkgswarm/internal/cargoupstream"
+	"github.com/pkgswarm/pkgswarm/internal/goupstream"
 	"github.com/pkgswarm/pkgswarm/internal/node"
 	"github.com/pkgswarm/pkgswarm/internal/testenv"
 )
@@ -342,8 +343,8 @@ func TestCargoFaults(t *testing.T) {
 		"hang":       onCrates(func(w http.ResponseWriter, r *http.Request, _ http.Handler) { <-r.Context().Done() }),
 		"index hang": func(w http.ResponseWriter, r *http.Request, _ http.Handler) { <-r.Context().Done() },
 		"crate 429":  onCrates(status(429)),
-		"crate drip": onCrates(drip),
-		"index drip": drip,
+		"crate drip": onCrates(goupstream.Drip),
+		"index drip": goupstream.Drip,
 		"index cut":  altered(func(b []byte) []byte { return b[:len(b)-5] }),
 		"index gzip bomb": func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
 			w.Header().Set("Content-Encoding", "gzip")
@@ -382,24 +383,6 @@ func TestCargoFaults(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-// drip answers with the right length, a byte a second.
-func drip(w http.ResponseWriter, r *http.Request, next http.Handler) {
-	rec := &recorder{header: http.Header{}}
-	next.ServeHTTP(rec, r)
-	w.Header().Set("Content-Length", fmt.Sprint(len(rec.body)))
-	for _, b := range rec.body {
-		if _, err := w.Write([]byte{b}); err != nil {
-			return
-		}
-		http.NewResponseController(w).Flush()
-		select {
-		case <-time.After(time.Second):
-		case <-r.Context().Done():
-			return
-		}
 	}
 }
 

@@ -314,14 +314,17 @@ func TestOneConnection(t *testing.T) {
 	})
 }
 
+// dialFirst has all others connect to the first.
+func dialFirst(i int) []string {
+	if i == 0 {
+		return nil
+	}
+	return []string{address(0)}
+}
+
 // SEC-22: a banned peer stays away for a minute, then for longer.
 func TestBan(t *testing.T) {
-	bubble(t, 2, func(i int) []string {
-		if i == 0 {
-			return nil
-		}
-		return []string{address(0)}
-	}, func(m *memNet, nodes []*swarm.Swarm) {
+	bubble(t, 2, dialFirst, func(m *memNet, nodes []*swarm.Swarm) {
 		a, b := nodes[0], nodes[1]
 		for _, want := range []time.Duration{time.Minute, 2 * time.Minute, 4 * time.Minute} {
 			for !a.Connected(b.Key()) {
@@ -424,12 +427,7 @@ func TestConnectionCaps(t *testing.T) {
 
 // SEC-22: an address is banned with the key that came from it.
 func TestBanOfAddress(t *testing.T) {
-	bubble(t, 2, func(i int) []string {
-		if i == 0 {
-			return nil
-		}
-		return []string{address(0)}
-	}, func(m *memNet, nodes []*swarm.Swarm) {
+	bubble(t, 2, dialFirst, func(m *memNet, nodes []*swarm.Swarm) {
 		a, b := nodes[0], nodes[1]
 		for !a.Connected(b.Key()) {
 			time.Sleep(time.Second)

@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -58,6 +59,24 @@ type Server struct {
 
 // A Tamper handles a request in place of the upstream, which is next.
 type Tamper func(w http.ResponseWriter, r *http.Request, next http.Handler)
+
+// Drip is a Tamper that answers rightly, a byte a second.
+func Drip(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	rec := httptest.NewRecorder()
+	next.ServeHTTP(rec, r)
+	w.Header().Set("Content-Length", strconv.Itoa(rec.Body.Len()))
+	for _, b := range rec.Body.Bytes() {
+		if _, err := w.Write([]byte{b}); err != nil {
+			return
+		}
+		http.NewResponseController(w).Flush()
+		select {
+		case <-time.After(time.Second):
+		case <-r.Context().Done():
+			return
+		}
+	}
+}
 
 // New starts an upstream without modules. It stops with the test.
 func New(t testing.TB) *Server {
