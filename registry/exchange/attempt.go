@@ -240,6 +240,9 @@ func (x *Exchange) decideFleet(a *attempt) (time.Duration, error) {
 		return 0, errHolder
 	}
 	if a.holder != (PeerKey{}) && a.holder != self && !x.connected(a.heldBy) {
+		if a.heldBy == nil { // we have no connection to it
+			return x.holderFailed(a, now)
+		}
 		a.holder, a.askedOf = PeerKey{}, nil // it left: ask again who goes
 	}
 	if a.holder == (PeerKey{}) && (!x.connected(a.askedOf) || a.askedOf.patience(a.askedAt, now) <= 0) {
@@ -269,8 +272,9 @@ func (x *Exchange) decideFleet(a *attempt) (time.Duration, error) {
 }
 
 // holderFailed asks the keeper who gets the lease after a holder that does not have
-// the file. The keeper may hear of that later than we: what the holder sends to it
-// takes another way. So it is asked again, for a while, if it insists on the holder.
+// the file, or cannot be reached. The keeper may hear of that later than we: what the
+// holder sends to it takes another way. So it is asked again, now and then and for a
+// while, if it insists on the holder.
 // The caller holds x.mu.
 func (x *Exchange) holderFailed(a *attempt, now time.Time) (time.Duration, error) {
 	since, again := a.failed[a.holder]

@@ -38,11 +38,11 @@
 // none of them has answered that it has the file, goes to the upstream; it waits
 // for their answers for [answerSilence] at most. The others are told the holder,
 // send it their want, and wait. They go on by themselves when the holder is silent
-// for [memberSilence] or takes longer than [leasePatience]. When it leaves, or says
-// that it does not have the file, the keeper is asked who gets the lease next, for as
-// long: it may not have heard of that yet. A keeper that is silent
-// for [memberSilence] is passed over: the next by hash is asked, by everybody. A
-// member that is told by another one that it has the lease leaves the fetching to it:
+// for [memberSilence] or takes longer than [leasePatience]. When it leaves, cannot be
+// reached, or says that it does not have the file, the keeper is asked who gets the
+// lease next, every [heartbeat] and for as long: it may not have heard of that yet. A
+// keeper that is silent for [memberSilence] is passed over: the next by hash is asked,
+// by everybody. A member that is told by another one that it has the lease leaves the fetching to it:
 // while connections come and go, two may be given it by different keepers. A
 // member that sends anything on its channel is not silent, however slow it is.
 package exchange

@@ -133,6 +133,7 @@ type network struct {
 	silent sync.Map                     // of PeerKey: its messages are lost
 	late   map[PeerKey]time.Duration    // its messages take longer
 	slow   map[[2]PeerKey]time.Duration // those from the one to the other do
+	sent   atomic.Int64                 // messages
 }
 
 type link struct {
@@ -190,6 +191,7 @@ func (w *network) connect(a, b *node) {
 	l := &link{queue: [2]chan message{make(chan message, 1000), make(chan message, 1000)}, done: make(chan struct{})}
 	send := func(from, to *node, q chan message) func(int, []byte) error {
 		return func(msg int, payload []byte) error {
+			w.sent.Add(1)
 			if _, silent := w.silent.Load(from.key); silent {
 				return nil
 			}
@@ -219,6 +221,15 @@ func (w *network) connect(a, b *node) {
 	l.wg.Go(func() { deliver(l.b, l.queue[0]) })
 	l.wg.Go(func() { deliver(l.a, l.queue[1]) })
 	w.links = append(w.links, l)
+}
+
+// cut ends the connection of two nodes.
+func (w *network) cut(a, b *node) {
+	for _, l := range w.links {
+		if l.a.x == a.Exchange && l.b.x == b.Exchange || l.a.x == b.Exchange && l.b.x == a.Exchange {
+			l.close()
+		}
+	}
 }
 
 func (l *link) close() {
@@ -496,11 +507,7 @@ func TestTwoKeepers(t *testing.T) {
 				}
 			}
 			cut := wants[0]
-			for _, l := range w.links {
-				if l.a.x == cut.Exchange && l.b.x == k.Exchange || l.a.x == k.Exchange && l.b.x == cut.Exchange {
-					l.close()
-				}
-			}
+			w.cut(cut, k)
 			again := wants[1]
 			var wg sync.WaitGroup
 			for i, nd := range wants {
@@ -519,6 +526,39 @@ func TestTwoKeepers(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestHolderOutOfReach: a keeper may name a holder to which there is no connection, or
+// which does not exist. It is asked again now and then, not all the time, and not for
+// ever. REL-9, SEC-23
+func TestHolderOutOfReach(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, nodes := newNetwork(t, 3, true)
+		o := newOrigin()
+		o.wait = 6 * time.Second
+		k := w.nodes[keeper([32]byte{7}, digest(o.data), []PeerKey{nodes[0].key, nodes[1].key, nodes[2].key})]
+		var wants []*node
+		for _, nd := range nodes {
+			if nd != k {
+				wants = append(wants, nd)
+			}
+		}
+		w.cut(wants[0], wants[1])
+		var wg sync.WaitGroup
+		wg.Go(func() { wants[0].wantGet(o, fetch.Upstream) })
+		time.Sleep(time.Second)
+		before := w.sent.Load()
+		other := newOrigin()
+		start := time.Now()
+		wants[1].wantGet(other, fetch.Upstream)
+		if d := time.Since(start) - other.wait; d < memberSilence-time.Second || d > memberSilence+time.Second {
+			t.Errorf("went to the upstream after %v", d)
+		}
+		if n := w.sent.Load() - before; n > 200 {
+			t.Errorf("%d messages", n)
+		}
+		wg.Wait()
+	})
 }
 
 // TestFleetHasIt: what a member has is not fetched again, whoever keeps the lease;
