@@ -2,6 +2,7 @@ package importer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -196,7 +197,9 @@ func (d *CargoDir) walk(path string, depth int, files *[]cargoFile) error {
 		}
 		state, err := stateIn(dir, name)
 		switch {
-		case err != nil: // it is gone
+		case errors.Is(err, fs.ErrNotExist): // since it was listed
+		case err != nil:
+			return err // not known to be gone: that would withdraw it
 		case state.dir && depth < maxDepth:
 			if err := d.walk(path+"/"+name, depth+1, files); err != nil {
 				return err
